@@ -1,2 +1,6 @@
-//! The program.
+//! The program `bowline`.
+
+mod config;
+mod ipc;
+
 fn main() {}

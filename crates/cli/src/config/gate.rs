@@ -1,0 +1,53 @@
+//! The part of the configuration that the gate needs, sent to it by the keeper.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Limits and places of the gate. Times are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateConfig {
+    /// Threads that serve connections.
+    pub workers: u16,
+    /// The folder of the gate's own files (the SQLite record); it belongs to the gate's uid.
+    pub record_dir: PathBuf,
+    /// Connections in all.
+    pub connections_max: u32,
+    /// Connections from one address.
+    pub connections_per_address_max: u32,
+    /// Connections that have not authenticated yet, in all.
+    pub handshakes_max: u32,
+    /// Channels with a job on one connection.
+    pub jobs_per_connection_max: u32,
+    /// Live jobs of one user, over all connections. The keeper enforces it too.
+    pub jobs_per_user_max: u32,
+    /// From accept to a granted authentication.
+    pub auth_timeout_ms: u64,
+    /// Without a frame in either direction and without a live job; 0 is never.
+    pub idle_timeout_ms: u64,
+    /// How long the pipes may stay open after the main process ended.
+    pub output_wait_ms: u64,
+    /// Records of ended jobs that are kept.
+    pub record_jobs_max: u64,
+    /// Records older than this are removed.
+    pub record_age_ms: u64,
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self {
+            workers: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)) as u16,
+            record_dir: PathBuf::new(),
+            connections_max: 10_000,
+            connections_per_address_max: 2_000,
+            handshakes_max: 500,
+            jobs_per_connection_max: 256,
+            jobs_per_user_max: 4_096,
+            auth_timeout_ms: 20_000,
+            idle_timeout_ms: 0,
+            output_wait_ms: 250,
+            record_jobs_max: 100_000,
+            record_age_ms: 30 * 24 * 3_600_000,
+        }
+    }
+}
