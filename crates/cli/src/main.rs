@@ -2,5 +2,6 @@
 
 mod config;
 mod ipc;
+mod keeper;
 
 fn main() {}

@@ -19,4 +19,14 @@
 )]
 
 pub mod auth;
+pub mod frame;
 pub mod id;
+pub mod key;
+pub mod limits;
+pub mod message;
+pub mod outcome;
+pub mod pattern;
+pub mod session;
+pub mod ssh_wire;
+pub mod sshsig;
+mod wire;

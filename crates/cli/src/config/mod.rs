@@ -1,6 +1,7 @@
-//! What a server is configured with: the TOML file, the command line over it,
-//! and the part of it that the gate is told.
+//! What the programs are told from outside: files, flags, defaults.
 
 mod gate;
+mod server;
 
 pub use gate::GateConfig;
+pub(crate) use server::ServerConfig;

@@ -1,0 +1,293 @@
+//! Credit for one stream in one direction, in absolute offsets.
+//!
+//! The receiver announces two offsets, never increments: `acked`, before which
+//! everything has reached its destination, and `limit`, at which the sender
+//! stops. A window that is told twice or late does no harm.
+//!
+//! The receiver's window grows on evidence alone: the sender says with a flag
+//! that it waits for the window, and the receiver's own backlog is small, so
+//! the window and not the destination is what limits the stream. Neither a
+//! clock nor an estimate of the path is needed, and a slow destination keeps
+//! its window small.
+
+use crate::limits::{WINDOW_INITIAL, WINDOW_MAX};
+
+/// A peer that broke the rules of a stream. The connection cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    /// More data than the window permits.
+    #[error("data up to offset {end}, past the limit of {limit}")]
+    PastLimit {
+        /// The offset behind the data.
+        end: u64,
+        /// What was announced.
+        limit: u64,
+    },
+    /// Data behind the end of the stream.
+    #[error("data behind the end of the stream")]
+    PastEnd,
+    /// A window that goes back, or that acknowledges what was never sent.
+    #[error("a window that goes back or acknowledges what was not sent")]
+    BadWindow,
+}
+
+/// The sending end of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SendFlow {
+    sent: u64,
+    acked: u64,
+    limit: u64,
+    ended: bool,
+}
+
+impl Default for SendFlow {
+    fn default() -> Self {
+        Self::from_offset(0)
+    }
+}
+
+impl SendFlow {
+    /// A stream whose next byte is at `offset`.
+    pub const fn from_offset(offset: u64) -> Self {
+        Self {
+            sent: offset,
+            acked: offset,
+            limit: offset.saturating_add(WINDOW_INITIAL),
+            ended: false,
+        }
+    }
+
+    /// How many bytes may be sent now.
+    pub const fn room(&self) -> u64 {
+        if self.ended {
+            0
+        } else {
+            self.limit.saturating_sub(self.sent)
+        }
+    }
+
+    /// The offset of the next byte.
+    pub const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Everything before this offset has reached its destination.
+    pub const fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// Whether the end was sent.
+    pub const fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Counts `len` bytes as sent; the caller has asked for [`Self::room`].
+    pub(super) fn advance(&mut self, len: u64, end: bool) {
+        self.sent = self.sent.saturating_add(len);
+        self.ended |= end;
+    }
+
+    /// Takes the receiver's word.
+    pub(super) fn on_window(&mut self, acked: u64, limit: u64) -> Result<(), FlowError> {
+        if acked > self.sent || acked < self.acked || limit < self.limit || limit < acked {
+            return Err(FlowError::BadWindow);
+        }
+        self.acked = acked;
+        self.limit = limit;
+        Ok(())
+    }
+}
+
+/// The receiving end of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecvFlow {
+    received: u64,
+    consumed: u64,
+    limit: u64,
+    /// What was last announced as acknowledged.
+    announced: u64,
+    window: u64,
+    blocked: bool,
+    ended: bool,
+}
+
+impl Default for RecvFlow {
+    fn default() -> Self {
+        Self::from_offset(0)
+    }
+}
+
+impl RecvFlow {
+    /// A stream whose next byte is at `offset`.
+    pub const fn from_offset(offset: u64) -> Self {
+        Self {
+            received: offset,
+            consumed: offset,
+            limit: offset.saturating_add(WINDOW_INITIAL),
+            announced: offset,
+            window: WINDOW_INITIAL,
+            blocked: false,
+            ended: false,
+        }
+    }
+
+    /// The offset behind the last byte that came.
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The offset behind the last byte that reached its destination.
+    pub const fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// Whether the sender has ended the stream.
+    pub const fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Bytes that came and have not reached their destination.
+    pub const fn backlog(&self) -> u64 {
+        self.received.saturating_sub(self.consumed)
+    }
+
+    /// What the window has grown by.
+    pub const fn growth(&self) -> u64 {
+        self.window.saturating_sub(WINDOW_INITIAL)
+    }
+
+    /// Takes data in.
+    pub(super) fn on_data(&mut self, len: u64, end: bool, blocked: bool) -> Result<(), FlowError> {
+        if self.ended {
+            return Err(FlowError::PastEnd);
+        }
+        let behind = self.received.saturating_add(len);
+        if behind > self.limit {
+            return Err(FlowError::PastLimit {
+                end: behind,
+                limit: self.limit,
+            });
+        }
+        self.received = behind;
+        self.ended = end;
+        self.blocked |= blocked;
+        Ok(())
+    }
+
+    /// Counts `len` more bytes as arrived at their destination.
+    pub(super) fn consume(&mut self, len: u64) {
+        self.consumed = self.consumed.saturating_add(len).min(self.received);
+    }
+
+    /// The window to announce now, if it is worth a message; `budget` is what
+    /// this window may still grow by and is drawn from.
+    pub(super) fn announce(&mut self, budget: &mut u64) -> Option<(u64, u64)> {
+        if self.ended {
+            // No more data comes; the sender only learns that all of it arrived.
+            let done = self.consumed == self.received && self.announced < self.consumed;
+            return done.then(|| self.announcement());
+        }
+        let drained = self.backlog() < self.window / 2;
+        if self.blocked && drained {
+            self.blocked = false;
+            let growth = self
+                .window
+                .min(WINDOW_MAX.saturating_sub(self.window))
+                .min(*budget);
+            *budget = budget.saturating_sub(growth);
+            self.window = self.window.saturating_add(growth);
+        }
+        let offered = self.consumed.saturating_add(self.window);
+        let worth = offered.saturating_sub(self.limit) >= self.window / 4;
+        worth.then(|| self.announcement())
+    }
+
+    fn announcement(&mut self) -> (u64, u64) {
+        self.limit = self.limit.max(self.consumed.saturating_add(self.window));
+        self.announced = self.consumed;
+        (self.consumed, self.limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_taken_up_to_the_limit_and_not_past_it() {
+        let mut flow = RecvFlow::default();
+        flow.on_data(WINDOW_INITIAL, false, false).unwrap();
+        assert!(matches!(
+            flow.on_data(1, false, false),
+            Err(FlowError::PastLimit { .. })
+        ));
+        let mut flow = RecvFlow::default();
+        flow.on_data(0, true, false).unwrap();
+        assert_eq!(flow.on_data(0, true, false), Err(FlowError::PastEnd));
+    }
+
+    #[test]
+    fn a_blocked_sender_and_a_fast_destination_double_the_window() {
+        let mut flow = RecvFlow::default();
+        let mut budget = WINDOW_MAX;
+        flow.on_data(WINDOW_INITIAL, false, true).unwrap();
+        assert_eq!(
+            flow.announce(&mut budget),
+            None,
+            "the destination has taken nothing"
+        );
+        flow.consume(WINDOW_INITIAL);
+        let (acked, limit) = flow.announce(&mut budget).unwrap();
+        assert_eq!(acked, WINDOW_INITIAL);
+        assert_eq!(limit, WINDOW_INITIAL + 2 * WINDOW_INITIAL);
+        assert_eq!(budget, WINDOW_MAX - WINDOW_INITIAL);
+    }
+
+    #[test]
+    fn growth_stops_at_the_maximum_and_at_the_budget() {
+        let mut flow = RecvFlow::default();
+        let mut budget = u64::MAX;
+        for _ in 0..20 {
+            let room = flow.limit - flow.received;
+            flow.on_data(room, false, true).unwrap();
+            flow.consume(room);
+            flow.announce(&mut budget);
+        }
+        assert_eq!(flow.window, WINDOW_MAX);
+        let mut flow = RecvFlow::default();
+        let mut budget = 10;
+        flow.on_data(WINDOW_INITIAL, false, true).unwrap();
+        flow.consume(WINDOW_INITIAL);
+        flow.announce(&mut budget);
+        assert_eq!((flow.growth(), budget), (10, 0));
+    }
+
+    #[test]
+    fn windows_never_go_back() {
+        let mut flow = SendFlow::default();
+        flow.advance(10, false);
+        assert_eq!(
+            flow.on_window(11, WINDOW_INITIAL),
+            Err(FlowError::BadWindow)
+        );
+        assert_eq!(
+            flow.on_window(5, WINDOW_INITIAL - 1),
+            Err(FlowError::BadWindow)
+        );
+        flow.on_window(5, WINDOW_INITIAL).unwrap();
+        assert_eq!(flow.on_window(4, WINDOW_INITIAL), Err(FlowError::BadWindow));
+        flow.on_window(10, u64::MAX).unwrap();
+        assert_eq!(flow.room(), u64::MAX - 10);
+    }
+
+    #[test]
+    fn the_end_is_acknowledged_once_all_has_arrived() {
+        let mut flow = RecvFlow::default();
+        let mut budget = 0;
+        flow.on_data(3, true, false).unwrap();
+        assert_eq!(flow.announce(&mut budget), None);
+        flow.consume(3);
+        assert_eq!(flow.announce(&mut budget).map(|(acked, _)| acked), Some(3));
+        assert_eq!(flow.announce(&mut budget), None);
+    }
+}
