@@ -1,0 +1,286 @@
+//! The one place that moves bytes between a socket and a session.
+//!
+//! A [`Wire`] owns the socket and, where there is one, the TLS connection. It
+//! reads ciphertext into plain bytes that wait in [`Wire::input`], and it
+//! empties an [`Outbox`] into the socket. All partial work is in the value
+//! itself, so a future that polls it may be dropped at any time.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::task::{Context, Poll, ready};
+
+use bowline_proto::limits::FRAME_BYTES_MAX;
+use bowline_proto::session::Outbox;
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::net::Socket;
+
+/// One read from a socket, in bytes.
+const READ_BYTES: usize = 128 * 1024;
+/// Plain bytes that may wait to be looked at; one frame always fits.
+const INPUT_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
+/// Output buffers larger than this are given back once they are empty.
+const KEEP_BYTES: usize = 4 * 1024;
+
+/// Why a wire can carry nothing more.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The socket failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The peer's TLS is not as it must be, or bytes were changed under way.
+    #[error("TLS failed")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A socket with its TLS and its buffers.
+#[derive(Debug)]
+pub struct Wire {
+    socket: Socket,
+    tls: Option<Box<rustls::Connection>>,
+    input: BytesMut,
+    ended: bool,
+    /// Without TLS: frames on their way into the socket.
+    output: BytesMut,
+}
+
+thread_local! {
+    /// What one read gives before it is decrypted. It never outlives the read,
+    /// so one a thread is enough and an idle connection holds none.
+    static CIPHERTEXT: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+impl Wire {
+    /// A wire without encryption, for a Unix socket or the pipes of ssh.
+    pub fn plain(socket: Socket) -> Self {
+        Self::new(socket, None)
+    }
+
+    /// A wire whose TLS handshake has yet to happen.
+    pub fn tls(socket: Socket, connection: impl Into<rustls::Connection>) -> Self {
+        let mut connection = connection.into();
+        // What may wait is bounded by the outbox that is written from.
+        connection.set_buffer_limit(None);
+        Self::new(socket, Some(Box::new(connection)))
+    }
+
+    fn new(socket: Socket, tls: Option<Box<rustls::Connection>>) -> Self {
+        Self {
+            socket,
+            tls,
+            input: BytesMut::new(),
+            ended: false,
+            output: BytesMut::new(),
+        }
+    }
+
+    /// The socket itself.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Whether TLS has yet to be agreed on.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// The TLS exporter (RFC 8446, section 7.5) of `label`, 32 bytes; `None`
+    /// without TLS or before its handshake is over.
+    pub fn exporter(&self, label: &[u8]) -> Option<[u8; 32]> {
+        let tls = self.tls.as_ref()?;
+        tls.export_keying_material([0; 32], label, None).ok()
+    }
+
+    /// Does the TLS handshake, as far as it goes without anything to say.
+    /// `Ready` when it is done, or when the peer has closed instead.
+    ///
+    /// # Errors
+    /// [`WireError`]; the connection is over.
+    pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        let mut nothing = Outbox::default();
+        while self.is_handshaking() && !self.ended {
+            if let Poll::Ready(Err(error)) = self.flush(cx, &mut nothing) {
+                return Poll::Ready(Err(error));
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The bytes that came and were not taken yet.
+    pub fn input(&self) -> &[u8] {
+        &self.input
+    }
+
+    /// Whether the peer has closed; what came before is still in [`Self::input`].
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Drops `len` bytes of the input.
+    pub fn take(&mut self, len: usize) {
+        self.input.advance(len.min(self.input.len()));
+    }
+
+    /// Takes `len` bytes of the input without copying them.
+    pub fn take_bytes(&mut self, len: usize) -> Bytes {
+        self.input.split_to(len.min(self.input.len())).freeze()
+    }
+
+    /// Reads once. `Ready` means that there is more in [`Self::input`], or that
+    /// a part of the handshake was done, or that the peer has closed; `Pending`
+    /// that nothing came, or that the input is full.
+    ///
+    /// # Errors
+    /// [`WireError`]; the connection is over.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        if self.ended || self.input.len() >= INPUT_BYTES_MAX {
+            return Poll::Pending;
+        }
+        loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            let read = match self.tls.take() {
+                None => self.fill_plain(),
+                Some(mut tls) => {
+                    let filled = self.fill_tls(&mut tls);
+                    self.tls = Some(tls);
+                    filled
+                }
+            };
+            match read {
+                Err(WireError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(WireError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    self.ended = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(()) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn fill_plain(&mut self) -> Result<(), WireError> {
+        CIPHERTEXT.with_borrow_mut(|buffer| {
+            buffer.resize(READ_BYTES, 0);
+            let len = self.socket.try_read(buffer)?;
+            self.ended = len == 0;
+            self.input
+                .extend_from_slice(buffer.get(..len).unwrap_or_default());
+            Ok(())
+        })
+    }
+
+    fn fill_tls(&mut self, tls: &mut rustls::Connection) -> Result<(), WireError> {
+        CIPHERTEXT.with_borrow_mut(|buffer| {
+            buffer.resize(READ_BYTES, 0);
+            let len = self.socket.try_read(buffer)?;
+            self.ended = len == 0;
+            let mut rest = buffer.get(..len).unwrap_or_default();
+            // rustls takes a few KiB at a time.
+            while !rest.is_empty() {
+                tls.read_tls(&mut rest)?;
+                let state = tls.process_new_packets()?;
+                self.ended |= state.peer_has_closed();
+                let plain = state.plaintext_bytes_to_read();
+                if plain > 0 {
+                    let start = self.input.len();
+                    self.input.resize(start.saturating_add(plain), 0);
+                    let space = self.input.get_mut(start..).unwrap_or_default();
+                    tls.reader().read_exact(space)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes until the outbox and everything behind it is in the kernel
+    /// (`Ready`) or the socket takes no more.
+    ///
+    /// # Errors
+    /// [`WireError`]; the connection is over.
+    pub fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        outbox: &mut Outbox,
+    ) -> Poll<Result<(), WireError>> {
+        let result = self.flush(cx, outbox);
+        if result.is_ready() && self.output.capacity() > KEEP_BYTES {
+            self.output = BytesMut::new();
+        }
+        result
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<(), WireError>> {
+        loop {
+            while self.wants_write() {
+                ready!(self.socket.poll_write_ready(cx))?;
+                match self.write_once() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    other => other?,
+                }
+            }
+            if !outbox.control().is_empty() {
+                self.encode(outbox.control())?;
+                outbox.control_sent();
+            } else if !outbox.bulk().is_empty() {
+                self.encode(outbox.bulk())?;
+                outbox.bulk_sent();
+            }
+            if !self.wants_write() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn wants_write(&self) -> bool {
+        !self.output.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    fn encode(&mut self, frames: &[u8]) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => tls.writer().write_all(frames),
+            None => {
+                self.output.extend_from_slice(frames);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_once(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => {
+                tls.write_tls(&mut SocketWriter(&self.socket))?;
+            }
+            None => {
+                let len = self
+                    .socket
+                    .try_write_vectored(&[IoSlice::new(&self.output)])?;
+                self.output.advance(len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says the end of the TLS stream (close_notify), to be flushed like data.
+    pub fn close(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+        }
+    }
+}
+
+/// A socket as rustls wants to write to it.
+struct SocketWriter<'a>(&'a Socket);
+
+impl Write for SocketWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

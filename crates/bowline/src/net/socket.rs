@@ -1,0 +1,91 @@
+//! One byte stream to a peer, whatever carries it: TCP, a Unix socket, or a
+//! pair of pipes such as the standard input and output of an ssh session.
+//!
+//! Readiness and single tries only: whoever drives a [`Socket`] keeps all
+//! partial work in values of its own.
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll};
+
+use tokio::net::unix::pipe;
+use tokio::net::{TcpStream, UnixStream};
+
+/// How many bytes may wait unsent in the kernel before a TCP socket is no
+/// longer writable: little enough that a signal waits behind little.
+const NOTSENT_LOWAT_BYTES: u32 = 256 * 1024;
+
+/// A connected byte stream.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// Two pipes.
+    Pipes(pipe::Receiver, pipe::Sender),
+}
+
+impl Socket {
+    /// Takes over a TCP connection and sets what bowline needs of it: no
+    /// Nagle, keepalive, and little unsent data in the kernel.
+    ///
+    /// # Errors
+    /// As setsockopt(2), where the connection is already broken.
+    pub fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(std::time::Duration::from_secs(60))
+            .with_interval(std::time::Duration::from_secs(15));
+        socket.set_tcp_keepalive(&keepalive)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    /// Makes a stream of two pipes that this process was given.
+    ///
+    /// # Errors
+    /// Where one of them is not a pipe.
+    pub fn pipes(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
+        let input = pipe::Receiver::from_owned_fd(input)?;
+        let output = pipe::Sender::from_owned_fd(output)?;
+        Ok(Self::Pipes(input, output))
+    }
+
+    /// Ready when a read may give something.
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Pipes(input, _) => input.poll_read_ready(cx),
+        }
+    }
+
+    /// Ready when a write may take something.
+    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+            Self::Pipes(_, output) => output.poll_write_ready(cx),
+        }
+    }
+
+    /// Reads what is there; 0 is the end.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_read(buffer),
+            Self::Unix(stream) => stream.try_read(buffer),
+            Self::Pipes(input, _) => input.try_read(buffer),
+        }
+    }
+
+    /// Writes what fits.
+    pub(crate) fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write_vectored(parts),
+            Self::Unix(stream) => stream.try_write_vectored(parts),
+            Self::Pipes(_, output) => output.try_write_vectored(parts),
+        }
+    }
+}
