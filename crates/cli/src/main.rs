@@ -2,6 +2,8 @@
 
 mod config;
 mod ipc;
+mod gate;
+mod inherited;
 mod keeper;
 
 fn main() {}

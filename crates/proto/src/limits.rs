@@ -42,7 +42,7 @@ pub const PROOFS_MAX: usize = 4;
 /// The longest user name.
 pub const USER_BYTES_MAX: usize = 256;
 /// Jobs in one `jobs` message; more come in further ones.
-pub const JOBS_PER_MESSAGE_MAX: usize = 32;
+pub const JOBS_PER_MESSAGE_MAX: usize = 16;
 
 const _: () = assert!(FRAME_BYTES_UNAUTHENTICATED_MAX <= FRAME_BYTES_MAX);
 const _: () = assert!(HEADER_BYTES_MAX <= u16::MAX as usize);

@@ -43,13 +43,16 @@ impl Socket {
         Ok(Self::Tcp(stream))
     }
 
-    /// Makes a stream of two pipes that this process was given.
+    /// Makes a stream of two pipes or other streams that this process was given.
     ///
     /// # Errors
-    /// Where one of them is not a pipe.
+    /// Where one of them is a regular file or cannot be waited for (epoll(7)).
     pub fn pipes(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
-        let input = pipe::Receiver::from_owned_fd(input)?;
-        let output = pipe::Sender::from_owned_fd(output)?;
+        // sshd gives sockets where others give pipes; both are read and written alike.
+        rustix::io::ioctl_fionbio(&input, true)?;
+        rustix::io::ioctl_fionbio(&output, true)?;
+        let input = pipe::Receiver::from_owned_fd_unchecked(input)?;
+        let output = pipe::Sender::from_owned_fd_unchecked(output)?;
         Ok(Self::Pipes(input, output))
     }
 

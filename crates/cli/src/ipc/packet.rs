@@ -1,8 +1,9 @@
 //! One packet of a seqpacket socket: bytes and the descriptors beside them.
 //!
 //! Both directions, blocking or not as the socket is. Descriptors arrive with
-//! CLOEXEC set. A packet that was cut off, by its bytes or its descriptors, is
-//! an error, never a shorter message.
+//! CLOEXEC set. A packet whose bytes were cut off is an error, never a shorter
+//! message. Descriptors may be missing where the receiver has no room for them
+//! (EMFILE): whoever takes a message counts what came beside it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -103,10 +104,7 @@ pub fn receive<T: DeserializeOwned>(
     if received.bytes == 0 {
         return Ok(None);
     }
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(invalid("a packet arrived cut off"));
     }
     let bytes = buffer.get(..received.bytes).unwrap_or_default();

@@ -1,0 +1,249 @@
+//! A worker's line to the keeper: requests out, answers to whoever waits for them.
+//!
+//! Everything here is of one thread. A connection has one [`Mail`] box; the
+//! link puts in what the keeper says about that connection's requests and jobs,
+//! and wakes it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use bowline_proto::id::JobId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::ipc::{ToGate, ToKeeper, packet};
+
+/// What a connection is told.
+#[derive(Debug)]
+pub(super) enum Letter {
+    /// The keeper's word, with the descriptors beside it.
+    Keeper(ToGate, Vec<OwnedFd>),
+    /// No more connections and jobs; end what is idle.
+    Drain,
+    /// The keeper has died: nothing can be started, and no outcome will come.
+    KeeperGone,
+}
+
+/// The letters of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Mail {
+    letters: RefCell<VecDeque<Letter>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Mail {
+    /// The next letter; where there is none, the task is woken when one comes.
+    pub(super) fn take(&self, cx: &Context<'_>) -> Option<Letter> {
+        let letter = self.letters.borrow_mut().pop_front();
+        if letter.is_none() {
+            let mut waker = self.waker.borrow_mut();
+            match waker.as_mut() {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+        }
+        letter
+    }
+
+    fn put(&self, letter: Letter) {
+        self.letters.borrow_mut().push_back(letter);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The line itself.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: AsyncFd<OwnedFd>,
+    /// Packets that the socket did not take yet.
+    waiting: RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>,
+    connections: RefCell<HashMap<u64, Rc<Mail>>>,
+    requests: RefCell<HashMap<u64, Rc<Mail>>>,
+    jobs: RefCell<HashMap<JobId, Rc<Mail>>>,
+    next_request: Cell<u64>,
+    gone: Cell<bool>,
+}
+
+impl Link {
+    /// # Errors
+    /// As fcntl(2) and epoll_ctl(2).
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self {
+            socket: AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)?,
+            waiting: RefCell::default(),
+            connections: RefCell::default(),
+            requests: RefCell::default(),
+            jobs: RefCell::default(),
+            next_request: Cell::new(0),
+            gone: Cell::new(false),
+        })
+    }
+
+    /// A box for a connection; [`Self::forget_connection`] gives it back.
+    pub(super) fn open_box(&self, connection: u64) -> Rc<Mail> {
+        let mail = Rc::new(Mail::default());
+        if self.gone.get() {
+            mail.put(Letter::KeeperGone);
+        }
+        self.connections
+            .borrow_mut()
+            .insert(connection, mail.clone());
+        mail
+    }
+
+    pub(super) fn forget_connection(&self, connection: u64) {
+        self.connections.borrow_mut().remove(&connection);
+    }
+
+    /// How many connections have a box.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// A fresh number for a request whose answer goes to `mail`.
+    pub(super) fn request(&self, mail: &Rc<Mail>) -> u64 {
+        let request = self.next_request.get();
+        self.next_request.set(request.wrapping_add(1));
+        self.requests.borrow_mut().insert(request, mail.clone());
+        request
+    }
+
+    /// What the keeper says about `job` goes to `mail`.
+    pub(super) fn follow(&self, job: JobId, mail: &Rc<Mail>) {
+        self.jobs.borrow_mut().insert(job, mail.clone());
+    }
+
+    pub(super) fn unfollow(&self, job: JobId) {
+        self.jobs.borrow_mut().remove(&job);
+    }
+
+    /// Sends now, or as soon as the socket takes it.
+    pub(super) fn send(&self, message: &ToKeeper) {
+        self.send_with(message, None);
+    }
+
+    /// The same with a descriptor beside it.
+    pub(super) fn send_with(&self, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) {
+        if self.gone.get() {
+            return;
+        }
+        let bytes = match postcard::to_stdvec(message) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(%error, "a message to the keeper cannot be encoded");
+                return;
+            }
+        };
+        if self.waiting.borrow().is_empty() {
+            let fds: Vec<_> = fd.iter().copied().collect();
+            match packet::send_bytes(self.socket.get_ref().as_fd(), &bytes, &fds) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the keeper cannot be told anything");
+                    return;
+                }
+            }
+        }
+        let fds = fd.iter().filter_map(|fd| fd.try_clone_to_owned().ok());
+        self.waiting.borrow_mut().push_back((bytes, fds.collect()));
+    }
+
+    /// Moves packets in both directions until the keeper has gone. `other` is
+    /// given what concerns no single connection.
+    ///
+    /// # Errors
+    /// As epoll_wait(2) and recvmsg(2).
+    pub(super) async fn run(&self, mut other: impl FnMut(ToGate, Vec<OwnedFd>)) -> io::Result<()> {
+        let mut scratch = Vec::new();
+        loop {
+            let interest = if self.waiting.borrow().is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
+            let mut ready = self.socket.ready(interest).await?;
+            if ready.ready().is_writable() && !self.flush()? {
+                ready.clear_ready_matching(tokio::io::Ready::WRITABLE);
+            }
+            if !ready.ready().is_readable() {
+                continue;
+            }
+            match packet::receive::<ToGate>(self.socket.get_ref(), &mut scratch) {
+                Ok(Some((message, fds))) => self.dispatch(message, fds, &mut other),
+                Ok(None) => {
+                    self.keeper_gone();
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready_matching(tokio::io::Ready::READABLE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    self.keeper_gone();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether everything that waited is sent.
+    fn flush(&self) -> io::Result<bool> {
+        let mut waiting = self.waiting.borrow_mut();
+        while let Some((bytes, fds)) = waiting.front() {
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            match packet::send_bytes(self.socket.get_ref(), bytes, &fds) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            waiting.pop_front();
+        }
+        Ok(true)
+    }
+
+    fn dispatch(
+        &self,
+        message: ToGate,
+        fds: Vec<OwnedFd>,
+        other: &mut impl FnMut(ToGate, Vec<OwnedFd>),
+    ) {
+        let mail = match &message {
+            ToGate::Granted { request, .. }
+            | ToGate::Denied { request, .. }
+            | ToGate::Started { request, .. }
+            | ToGate::NotStarted { request, .. }
+            | ToGate::Refused { request, .. } => self.requests.borrow_mut().remove(request),
+            ToGate::Ended { job, .. } => self.jobs.borrow().get(job).cloned(),
+            ToGate::Drain { .. } => {
+                for mail in self.connections.borrow().values() {
+                    mail.put(Letter::Drain);
+                }
+                None
+            }
+            ToGate::Welcome { .. }
+            | ToGate::Signature { .. }
+            | ToGate::Adopt { .. }
+            | ToGate::Reload { .. } => None,
+        };
+        match mail {
+            Some(mail) => mail.put(Letter::Keeper(message, fds)),
+            None => other(message, fds),
+        }
+    }
+
+    fn keeper_gone(&self) {
+        self.gone.set(true);
+        self.requests.borrow_mut().clear();
+        for mail in self.connections.borrow().values() {
+            mail.put(Letter::KeeperGone);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The gate: network, sessions, streams, the record. It holds no power of its
+//! own: keys, users and programs are the keeper's, which it asks.
+//!
+//! `bowline gate --workers N` is started by the keeper alone, with the workers'
+//! sockets as descriptors 3 to 3+N and their signature sockets behind those.
+//! Each worker is a thread with a runtime, a link to the keeper and connections
+//! of its own; they share what [`Shared`] holds. The gate may die at any time:
+//! the keeper starts another and hands it what runs.
+
+mod connection;
+mod job;
+mod link;
+mod record;
+mod spec;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use bowline_proto::id::JobId;
+
+use crate::config::GateConfig;
+use crate::inherited;
+use crate::ipc::{JobSnapshot, ToGate, packet};
+use record::{Keep, Recorder};
+use worker::Worker;
+
+/// The first descriptor that the keeper passes.
+const FIRST_FD: i32 = 3;
+
+/// A job that runs, or is about to.
+#[derive(Clone, Debug)]
+struct Live {
+    user: String,
+    pid: i32,
+}
+
+/// What the workers share.
+#[derive(Debug)]
+struct Shared {
+    config: Mutex<Arc<GateConfig>>,
+    recorder: Recorder,
+    live: Mutex<BTreeMap<JobId, Live>>,
+    next_connection: AtomicU64,
+    connections: AtomicUsize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Counts a job as live; false where its id is there already.
+    fn enter(&self, id: JobId, job: Live) -> bool {
+        let mut live = lock(&self.live);
+        if live.contains_key(&id) {
+            return false;
+        }
+        live.insert(id, job);
+        true
+    }
+
+    fn runs(&self, id: JobId, pid: i32) {
+        if let Some(job) = lock(&self.live).get_mut(&id) {
+            job.pid = pid;
+        }
+    }
+
+    fn leave(&self, id: JobId) {
+        lock(&self.live).remove(&id);
+    }
+
+    fn pid(&self, id: JobId) -> Option<i32> {
+        lock(&self.live).get(&id).map(|job| job.pid)
+    }
+
+    /// The live jobs of `user` whose id starts with `name`.
+    fn find(&self, user: &str, name: &str) -> Vec<(JobId, Live)> {
+        let live = lock(&self.live);
+        live.iter()
+            .filter(|(id, job)| job.user == user && id.to_string().starts_with(name))
+            .map(|(id, job)| (*id, job.clone()))
+            .collect()
+    }
+
+    fn connection_id(&self) -> u64 {
+        self.next_connection.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Milliseconds since 1970, for the record.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Runs the gate until the keeper is gone or has it stop.
+///
+/// # Errors
+/// Where the keeper's sockets are not there or say nothing that makes sense.
+pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
+    let workers = i32::from(workers.max(1));
+    let take = |first: i32| -> anyhow::Result<Vec<OwnedFd>> {
+        (first..first + workers)
+            .map(|fd| inherited::take(fd).context("only `bowline serve` starts a gate"))
+            .collect()
+    };
+    let mut sockets = take(FIRST_FD)?.into_iter();
+    let mut signatures = take(FIRST_FD + workers)?.into_iter();
+    let first = sockets.next().context("no worker")?;
+    let mut start = welcome(&first)?;
+    let keep = Keep {
+        jobs_max: start.config.record_jobs_max,
+        age_ms: start.config.record_age_ms,
+    };
+    let (recorder, record_thread) = Recorder::start(&start.config.record_dir, keep)
+        .with_context(|| format!("the record in {}", start.config.record_dir.display()))?;
+    let shared = Arc::new(Shared {
+        config: Mutex::new(Arc::new(*start.config.clone())),
+        recorder,
+        live: Mutex::default(),
+        // Connections of earlier gates keep their numbers.
+        next_connection: AtomicU64::new(start.generation << 40),
+        connections: AtomicUsize::new(0),
+    });
+    let mut threads = Vec::new();
+    for (number, socket) in std::iter::once(first).chain(sockets).enumerate() {
+        let signature = signatures.next().context("no signature socket")?;
+        let listeners = start.listeners_for(number)?;
+        let certificate = start.certificate.clone();
+        let shared = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker {number}"))
+            .spawn(move || Worker::run(shared, socket, signature, certificate, listeners))
+            .context("a thread for a worker")?;
+        threads.push(thread);
+    }
+    drop(shared);
+    start.listeners.clear();
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+    // The last recorder is gone with the workers; what they recorded is written.
+    let _ = record_thread.join();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the keeper says first.
+struct Welcome {
+    config: Box<GateConfig>,
+    certificate: Vec<u8>,
+    listeners: Vec<(String, OwnedFd)>,
+    stdio: Option<(OwnedFd, OwnedFd)>,
+    generation: u64,
+}
+
+/// Where connections come from.
+enum Incoming {
+    /// Sockets that listen, with their addresses.
+    Listeners(Vec<(String, OwnedFd)>),
+    /// One connection, on these two descriptors.
+    Stdio(OwnedFd, OwnedFd),
+}
+
+impl Welcome {
+    fn listeners_for(&mut self, worker: usize) -> anyhow::Result<Incoming> {
+        if worker == 0
+            && let Some((input, output)) = self.stdio.take()
+        {
+            return Ok(Incoming::Stdio(input, output));
+        }
+        let own = self.listeners.iter().map(|(address, socket)| {
+            Ok::<_, std::io::Error>((address.clone(), socket.try_clone()?))
+        });
+        Ok(Incoming::Listeners(own.collect::<Result<_, _>>()?))
+    }
+}
+
+fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
+    let mut scratch = Vec::new();
+    let (message, mut fds) = packet::receive::<ToGate>(first, &mut scratch)
+        .context("the keeper's first message")?
+        .context("the keeper said nothing")?;
+    let ToGate::Welcome {
+        version,
+        config,
+        certificate,
+        listeners,
+        generation,
+    } = message
+    else {
+        anyhow::bail!("the keeper's first message is no welcome");
+    };
+    anyhow::ensure!(
+        version == crate::ipc::messages::VERSION,
+        "the keeper speaks version {version}"
+    );
+    let stdio = if listeners == ["stdio"] {
+        let output = fds.pop().context("no stdout")?;
+        Some((fds.pop().context("no stdin")?, output))
+    } else {
+        anyhow::ensure!(
+            fds.len() == listeners.len(),
+            "{} sockets for {} addresses",
+            fds.len(),
+            listeners.len()
+        );
+        None
+    };
+    Ok(Welcome {
+        config,
+        certificate: certificate.into_vec(),
+        listeners: listeners.into_iter().zip(fds).collect(),
+        stdio,
+        generation,
+    })
+}
+
+/// A live job of an earlier gate, as the record and the list know it.
+fn adopted(snapshot: &JobSnapshot) -> Live {
+    Live {
+        user: snapshot.user.clone(),
+        pid: snapshot.pid,
+    }
+}

@@ -1,0 +1,415 @@
+//! The record: every job in one SQLite file, written before it starts.
+//!
+//! One thread owns the file. What several workers ask for at the same time is
+//! one transaction, so the cost of a commit is shared (WAL,
+//! synchronous=NORMAL: it survives the death of processes, not of power).
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use bowline_proto::id::JobId;
+use bowline_proto::message::Exit;
+use bowline_proto::outcome::{Happened, Outcome};
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
+
+/// Requests that may wait for the thread; more make the askers wait.
+const QUEUE_MAX: usize = 1024;
+/// Requests in one transaction.
+const BATCH_MAX: usize = 256;
+/// After so many ended jobs the old ones are looked for.
+const CLEAN_EVERY: u64 = 256;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS jobs (
+    id BLOB NOT NULL PRIMARY KEY,
+    user TEXT NOT NULL,
+    proof TEXT NOT NULL,
+    source TEXT NOT NULL,
+    command TEXT NOT NULL,
+    cwd TEXT,
+    asked_ms INTEGER NOT NULL,
+    pid INTEGER,
+    started_ms INTEGER,
+    ended_ms INTEGER,
+    outcome TEXT,
+    code INTEGER,
+    signal INTEGER,
+    core_dumped INTEGER,
+    kill TEXT,
+    error TEXT,
+    stdin_bytes INTEGER,
+    stdout_bytes INTEGER,
+    stderr_bytes INTEGER
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS jobs_by_time ON jobs (asked_ms);
+";
+
+/// What is known of a job before it starts.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) job: JobId,
+    pub(super) user: String,
+    pub(super) proof: String,
+    pub(super) source: String,
+    pub(super) command: String,
+    pub(super) cwd: Option<String>,
+    pub(super) unix_ms: u64,
+}
+
+/// A job as the record shows it.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) asked: Asked,
+    pub(super) pid: i32,
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    pub(super) jobs_max: u64,
+    pub(super) age_ms: u64,
+}
+
+#[derive(Debug)]
+enum Request {
+    Asked(Asked, oneshot::Sender<bool>),
+    Ended(JobId, i32, Box<Exit>, Option<oneshot::Sender<bool>>),
+    List {
+        user: String,
+        ended: bool,
+        count: u32,
+        answer: oneshot::Sender<Vec<Row>>,
+    },
+}
+
+/// A way to the record, for every worker.
+#[derive(Clone, Debug)]
+pub(super) struct Recorder(SyncSender<Request>);
+
+impl Recorder {
+    /// Opens the file in `dir` and starts its thread, which ends when the last
+    /// recorder is dropped and everything is written.
+    ///
+    /// Jobs that an earlier gate left open stay open: their keeper says what became of them.
+    ///
+    /// # Errors
+    /// As SQLite says.
+    pub(super) fn start(dir: &Path, keep: Keep) -> rusqlite::Result<(Self, JoinHandle<()>)> {
+        let connection = Connection::open(dir.join("jobs.sqlite"))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        connection.execute_batch(SCHEMA)?;
+        connection.set_prepared_statement_cache_capacity(16);
+        let (sender, receiver) = sync_channel(QUEUE_MAX);
+        let thread = std::thread::Builder::new()
+            .name("record".to_owned())
+            .spawn(move || serve(connection, &receiver, keep))
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        Ok((Self(sender), thread))
+    }
+
+    /// Writes a job down; true comes back once it is committed. A job of this
+    /// id that is there already is left as it is.
+    pub(super) fn asked(&self, asked: Asked) -> oneshot::Receiver<bool> {
+        let (done, answer) = oneshot::channel();
+        // Where the thread has died the answer's sender is dropped, and the asker sees that.
+        let _ = self.0.send(Request::Asked(asked, done));
+        answer
+    }
+
+    /// Writes down what became of a job.
+    pub(super) fn ended(&self, job: JobId, pid: i32, exit: &Exit) {
+        let _ = self
+            .0
+            .send(Request::Ended(job, pid, Box::new(exit.clone()), None));
+    }
+
+    /// The jobs of `user`, the latest first.
+    pub(super) fn list(
+        &self,
+        user: &str,
+        ended: bool,
+        count: u32,
+    ) -> oneshot::Receiver<Vec<Row>> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.0.send(Request::List {
+            user: user.to_owned(),
+            ended,
+            count,
+            answer: done,
+        });
+        answer
+    }
+}
+
+fn serve(mut connection: Connection, requests: &Receiver<Request>, keep: Keep) {
+    let mut since_clean = CLEAN_EVERY;
+    while let Ok(first) = requests.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX
+            && let Ok(request) = requests.try_recv()
+        {
+            batch.push(request);
+        }
+        let ended = batch
+            .iter()
+            .filter(|request| matches!(request, Request::Ended(..)))
+            .count();
+        since_clean = since_clean.saturating_add(u64::try_from(ended).unwrap_or(0));
+        if let Err(error) = write(&mut connection, batch) {
+            tracing::error!(%error, "the record cannot be written");
+        }
+        if since_clean >= CLEAN_EVERY {
+            since_clean = 0;
+            if let Err(error) = clean(&connection, keep) {
+                tracing::warn!(%error, "old records cannot be removed");
+            }
+        }
+    }
+}
+
+/// One transaction; answers are given behind its commit.
+fn write(connection: &mut Connection, batch: Vec<Request>) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    let mut answers = Vec::new();
+    for request in batch {
+        match request {
+            Request::Asked(asked, answer) => {
+                insert(&transaction, &asked)?;
+                answers.push(answer);
+            }
+            Request::Ended(job, pid, exit, answer) => {
+                update(&transaction, job, pid, &exit)?;
+                answers.extend(answer);
+            }
+            Request::List {
+                user,
+                ended,
+                count,
+                answer,
+            } => {
+                let _ = answer.send(select(&transaction, &user, ended, count)?);
+            }
+        }
+    }
+    transaction.commit()?;
+    for answer in answers {
+        let _ = answer.send(true);
+    }
+    Ok(())
+}
+
+fn insert(connection: &Connection, asked: &Asked) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO jobs (id, user, proof, source, command, cwd, asked_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![
+            asked.job.as_bytes(),
+            asked.user,
+            asked.proof,
+            asked.source,
+            asked.command,
+            asked.cwd,
+            signed(asked.unix_ms),
+        ])
+        .map(drop)
+}
+
+fn update(connection: &Connection, job: JobId, pid: i32, exit: &Exit) -> rusqlite::Result<()> {
+    let outcome = &exit.outcome;
+    let kill = outcome.kill.map(|kill| match kill {
+        bowline_proto::outcome::Kill::Exact => "exact",
+        bowline_proto::outcome::Kill::BestEffort => "best_effort",
+    });
+    connection
+        .prepare_cached(
+            "UPDATE jobs SET pid = ?2, started_ms = ?3, ended_ms = ?4, outcome = ?5, code = ?6,
+                 signal = ?7, core_dumped = ?8, kill = ?9, error = ?10,
+                 stdin_bytes = ?11, stdout_bytes = ?12, stderr_bytes = ?13
+             WHERE id = ?1 AND outcome IS NULL",
+        )?
+        .execute(params![
+            job.as_bytes(),
+            pid,
+            outcome.started_ms.map(signed),
+            outcome.ended_ms.map(signed),
+            outcome.outcome.as_str(),
+            outcome.code,
+            outcome.signal,
+            outcome.core_dumped,
+            kill,
+            outcome.error,
+            signed(exit.stdin),
+            signed(exit.stdout),
+            signed(exit.stderr),
+        ])
+        .map(drop)
+}
+
+fn select(
+    connection: &Connection,
+    user: &str,
+    ended: bool,
+    count: u32,
+) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, user, proof, source, command, cwd, asked_ms, pid, started_ms, ended_ms,
+                outcome, code, signal, core_dumped, error
+         FROM jobs WHERE user = ?1 AND (?2 OR outcome IS NULL)
+         ORDER BY asked_ms DESC LIMIT ?3",
+    )?;
+    let rows = statement.query_map(params![user, ended, count], row)?;
+    rows.collect()
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let unsigned = |value: i64| u64::try_from(value).unwrap_or(0);
+    let word: Option<String> = row.get(10)?;
+    let outcome = match word {
+        None => None,
+        Some(word) => Some(Outcome {
+            outcome: happened(&word),
+            code: row.get(11)?,
+            signal: row.get(12)?,
+            core_dumped: row.get::<_, Option<bool>>(13)?.unwrap_or(false),
+            kill: None,
+            started_ms: row.get::<_, Option<i64>>(8)?.map(unsigned),
+            ended_ms: row.get::<_, Option<i64>>(9)?.map(unsigned),
+            error: row.get(14)?,
+            message: None,
+        }),
+    };
+    Ok(Row {
+        asked: Asked {
+            job: JobId::from_bytes(row.get(0)?),
+            user: row.get(1)?,
+            proof: row.get(2)?,
+            source: row.get(3)?,
+            command: row.get(4)?,
+            cwd: row.get(5)?,
+            unix_ms: unsigned(row.get(6)?),
+        },
+        pid: row.get::<_, Option<i32>>(7)?.unwrap_or(0),
+        outcome,
+    })
+}
+
+/// A word that this version does not know was written by a later one.
+fn happened(word: &str) -> Happened {
+    serde_json::from_value(serde_json::Value::from(word)).unwrap_or(Happened::Lost)
+}
+
+/// Removes what is over the limits; jobs that run stay.
+fn clean(connection: &Connection, keep: Keep) -> rusqlite::Result<()> {
+    let latest: Option<i64> = connection
+        .query_row("SELECT max(asked_ms) FROM jobs", [], |row| row.get(0))
+        .optional()?
+        .flatten();
+    let Some(latest) = latest else {
+        return Ok(());
+    };
+    connection.execute(
+        "DELETE FROM jobs WHERE outcome IS NOT NULL AND (asked_ms < ?1 OR asked_ms <=
+             (SELECT asked_ms FROM jobs ORDER BY asked_ms DESC LIMIT 1 OFFSET ?2))",
+        params![
+            latest.saturating_sub(signed(keep.age_ms)),
+            signed(keep.jobs_max)
+        ],
+    )?;
+    Ok(())
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(number: u8, unix_ms: u64) -> Asked {
+        Asked {
+            job: JobId::from_bytes([number; 16]),
+            user: "alice".to_owned(),
+            proof: "SHA256:x".to_owned(),
+            source: "127.0.0.1:1".to_owned(),
+            command: "true".to_owned(),
+            cwd: None,
+            unix_ms,
+        }
+    }
+
+    #[test]
+    fn a_job_is_there_before_its_outcome_and_survives_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep {
+            jobs_max: 10,
+            age_ms: 1 << 40,
+        };
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        assert!(recorder.asked(asked(1, 5)).blocking_recv().unwrap());
+        assert!(recorder.asked(asked(2, 6)).blocking_recv().unwrap());
+        let exit = Exit {
+            outcome: Outcome {
+                outcome: Happened::Exited,
+                code: Some(3),
+                ..Outcome::default()
+            },
+            stdout: 7,
+            ..Exit::default()
+        };
+        recorder.ended(JobId::from_bytes([1; 16]), 42, &exit);
+        drop(recorder);
+        thread.join().unwrap();
+
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        let live = recorder.list("alice", false, 10).blocking_recv().unwrap();
+        assert_eq!(live.len(), 1);
+        assert_eq!(live[0].asked.job, JobId::from_bytes([2; 16]));
+        let all = recorder.list("alice", true, 10).blocking_recv().unwrap();
+        assert_eq!(all.len(), 2);
+        let ended = all[1].outcome.as_ref().unwrap();
+        assert_eq!((ended.outcome, ended.code), (Happened::Exited, Some(3)));
+        assert_eq!(all[1].pid, 42);
+        let others = recorder.list("bob", true, 10).blocking_recv().unwrap();
+        assert!(others.is_empty());
+        drop(recorder);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn only_the_latest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep {
+            jobs_max: 10,
+            age_ms: 1 << 40,
+        };
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        let exit = Exit::default();
+        for number in 0..=255 {
+            recorder.asked(asked(number, u64::from(number)));
+            recorder.ended(JobId::from_bytes([number; 16]), 1, &exit);
+        }
+        drop(recorder);
+        thread.join().unwrap();
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        // The first batch after the start cleans what an earlier process left.
+        recorder.ended(JobId::from_bytes([0; 16]), 1, &exit);
+        let rows = loop {
+            let rows = recorder.list("alice", true, 1000).blocking_recv().unwrap();
+            if rows.len() <= 10 {
+                break rows;
+            }
+        };
+        assert_eq!(rows.len(), 10);
+        assert_eq!(rows[0].asked.job, JobId::from_bytes([255; 16]));
+        drop(recorder);
+        thread.join().unwrap();
+    }
+}

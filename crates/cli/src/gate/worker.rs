@@ -1,0 +1,328 @@
+//! A worker: one thread with its runtime, its link to the keeper, its share of
+//! the connections.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bowline::driver::Wire;
+use bowline::net::Socket;
+use bowline::net::tls::{self, HostSigner};
+use bowline_proto::message::Exit;
+use bowline_proto::outcome::{Happened, Outcome};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::{JoinSet, LocalSet};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::link::Link;
+use super::{Incoming, Shared, lock};
+use crate::config::GateConfig;
+use crate::ipc::{Cause, JobSnapshot, Source, ToGate, ToKeeper, messages, packet};
+
+/// How long nothing is accepted when no descriptor is left for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the connections of a worker use.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) link: Link,
+    pub(super) shared: Arc<Shared>,
+    tls: Arc<rustls::ServerConfig>,
+}
+
+/// The keeper's signatures for TLS handshakes, over a socket that is used for nothing else.
+#[derive(Debug)]
+struct KeeperSigner(Mutex<OwnedFd>);
+
+impl HostSigner for KeeperSigner {
+    fn sign(&self, message: &[u8]) -> io::Result<Vec<u8>> {
+        let socket = lock(&self.0);
+        let request = ToKeeper::Sign {
+            message: message.to_vec().into(),
+        };
+        packet::send(&*socket, &request, &[])?;
+        match packet::receive::<ToGate>(&*socket, &mut Vec::new())? {
+            Some((ToGate::Signature { signature }, _)) => Ok(signature.into_vec()),
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl Worker {
+    /// Serves until the keeper is gone or has it stop, and the last connection is over.
+    ///
+    /// # Errors
+    /// Where the runtime, the link or a listening socket cannot be used.
+    pub(super) fn run(
+        shared: Arc<Shared>,
+        socket: OwnedFd,
+        signature: OwnedFd,
+        certificate: Vec<u8>,
+        incoming: Incoming,
+    ) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("a runtime")?;
+        let _entered = runtime.enter();
+        let signer = Arc::new(KeeperSigner(Mutex::new(signature)));
+        let worker = Rc::new(Worker {
+            link: Link::new(socket).context("the link to the keeper")?,
+            shared,
+            tls: tls::server_config(certificate, signer).context("TLS")?,
+        });
+        worker.link.send(&ToKeeper::Ready {
+            version: messages::VERSION,
+        });
+        LocalSet::new().block_on(&runtime, worker.serve(incoming))
+    }
+
+    pub(super) fn config(&self) -> Arc<GateConfig> {
+        lock(&self.shared.config).clone()
+    }
+
+    pub(super) fn admission_granted(&self, _connection: u64, _source: &Source) {}
+
+    pub(super) fn admission_failed(&self, _source: &Source) -> Duration {
+        Duration::from_millis(200)
+    }
+
+    async fn serve(self: Rc<Self>, incoming: Incoming) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        match incoming {
+            Incoming::Listeners(listeners) => {
+                for (address, socket) in listeners {
+                    let listener = Listener::new(&address, socket)
+                        .with_context(|| format!("the listening socket of {address}"))?;
+                    tasks.spawn_local(self.clone().accept(listener, stop.clone()));
+                }
+            }
+            Incoming::Stdio(input, output) => {
+                tasks.spawn_local(self.clone().stdio(input, output));
+            }
+        }
+        let link = self.link.run(|message, _fds| self.other(message, &stop));
+        let mut link = std::pin::pin!(link);
+        let mut linked = true;
+        loop {
+            tokio::select! {
+                result = &mut link, if linked => {
+                    linked = false;
+                    stop.cancel();
+                    result.context("the link to the keeper")?;
+                }
+                ended = tasks.join_next() => match ended {
+                    None => return Ok(()),
+                    Some(Err(error)) if error.is_panic() => {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+
+    /// What the keeper says that concerns no connection of this worker.
+    fn other(&self, message: ToGate, stop: &CancellationToken) {
+        match message {
+            ToGate::Drain { .. } => stop.cancel(),
+            ToGate::Reload { config } => *lock(&self.shared.config) = Arc::new(*config),
+            ToGate::Adopt { snapshot } => self.adopt(&snapshot),
+            ToGate::Ended {
+                job,
+                exited,
+                cause,
+                tree,
+                unix_ms,
+            } => {
+                let ended = Some((exited, cause, tree, unix_ms));
+                let outcome = left_alone(ended);
+                self.shared.leave(job);
+                let exit = Exit {
+                    outcome,
+                    ..Exit::default()
+                };
+                self.shared.recorder.ended(job, 0, &exit);
+                self.link.send(&ToKeeper::Released { job });
+            }
+            // An answer to a connection that is gone; what it asked for was ended with it.
+            _ => {}
+        }
+    }
+
+    /// A job of a gate that died. Its connection died too, and until jobs can be
+    /// resumed its tree ends with it.
+    fn adopt(&self, snapshot: &JobSnapshot) {
+        tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
+        if snapshot.ended.is_some() {
+            let exit = Exit {
+                outcome: left_alone(snapshot.ended),
+                ..Exit::default()
+            };
+            self.shared.recorder.ended(snapshot.job, snapshot.pid, &exit);
+            self.link.send(&ToKeeper::Released { job: snapshot.job });
+            return;
+        }
+        self.shared.enter(snapshot.job, super::adopted(snapshot));
+        self.link.send(&ToKeeper::End {
+            job: snapshot.job,
+            cause: Cause::Disconnected,
+            first: rustix::process::Signal::HUP.as_raw(),
+        });
+    }
+
+    async fn accept(self: Rc<Self>, listener: Listener, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, source)) => {
+                        if let Some(connection) = self.clone().admit(socket, source) {
+                            connections.spawn_local(connection);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection cannot be accepted");
+                        // Descriptors are back when a connection or job ends; until then accept(2)
+                        // would fail at once again, and take all of a core.
+                        if !matches!(error.kind(), io::ErrorKind::ConnectionAborted) {
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                    }
+                },
+            }
+        }
+        drop(listener);
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// Lets an accepted connection begin, or drops it where there are too many.
+    fn admit(
+        self: Rc<Self>,
+        socket: Socket,
+        source: Source,
+    ) -> Option<impl Future<Output = ()>> {
+        let id = self.shared.connection_id();
+        let wire = match &socket {
+            Socket::Tcp(_) => match rustls::ServerConnection::new(self.tls.clone()) {
+                Ok(tls) => Wire::tls(socket, tls),
+                Err(error) => {
+                    tracing::error!(%error, "TLS");
+                    return None;
+                }
+            },
+            _ => Wire::plain(socket),
+        };
+        let nonce = match source {
+            Source::Tcp(..) => None,
+            Source::Unix | Source::Stdio => Some(nonce().ok()?),
+        };
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        Some(async move {
+            let shared = self.shared.clone();
+            Connection::new(self, id, source, wire, nonce).serve().await;
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    async fn stdio(self: Rc<Self>, input: OwnedFd, output: OwnedFd) {
+        let connection = Socket::pipes(input, output)
+            .inspect_err(|error| tracing::error!(%error, "stdin and stdout are no pipes"))
+            .ok()
+            .and_then(|socket| self.clone().admit(socket, Source::Stdio));
+        if let Some(connection) = connection {
+            connection.await;
+        }
+        // There will be no other: the keeper sees the gate end and ends too.
+        std::process::exit(0);
+    }
+}
+
+/// The outcome of a job whose client was lost with an earlier gate.
+fn left_alone(
+    ended: Option<(
+        crate::ipc::Exited,
+        Option<Cause>,
+        crate::ipc::Tree,
+        u64,
+    )>,
+) -> Outcome {
+    use crate::ipc::Exited;
+    let Some((exited, cause, _, unix_ms)) = ended else {
+        return Outcome::default();
+    };
+    let mut outcome = match exited {
+        Exited::Code(code) => Outcome {
+            outcome: Happened::Exited,
+            code: Some(code),
+            ..Outcome::default()
+        },
+        Exited::Signal { signal, .. } => Outcome {
+            outcome: Happened::Signaled,
+            signal: Some(signal),
+            ..Outcome::default()
+        },
+        Exited::Lost => Outcome::default(),
+    };
+    if cause.is_some() && outcome.outcome != Happened::Lost {
+        outcome.outcome = Happened::Cancelled;
+        outcome.error = Some("disconnected".to_owned());
+    }
+    outcome.ended_ms = Some(unix_ms);
+    outcome
+}
+
+fn nonce() -> io::Result<[u8; 32]> {
+    let mut nonce = [0; 32];
+    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| io::ErrorKind::Other)?;
+    Ok(nonce)
+}
+
+/// A socket that listens.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn new(address: &str, socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        if address.starts_with("unix:") {
+            UnixListener::from_std(socket.into()).map(Self::Unix)
+        } else {
+            TcpListener::from_std(socket.into()).map(Self::Tcp)
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, Source)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let address = match peer.ip() {
+                    IpAddr::V6(address) => address.to_canonical(),
+                    address @ IpAddr::V4(_) => address,
+                };
+                Ok((Socket::tcp(stream)?, Source::Tcp(address, peer.port())))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Socket::Unix(stream), Source::Unix))
+            }
+        }
+    }
+}
