@@ -13,7 +13,7 @@ use std::task::{Context, Waker};
 
 use bowline_proto::id::JobId;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixDatagram;
 
 use crate::ipc::{ToGate, ToKeeper, packet};
 
@@ -60,7 +60,8 @@ impl Mail {
 /// The line itself.
 #[derive(Debug)]
 pub(super) struct Link {
-    socket: AsyncFd<OwnedFd>,
+    /// A seqpacket socket; tokio has no type of its own for it, and waits for it alike.
+    socket: UnixDatagram,
     /// Packets that the socket did not take yet.
     waiting: RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>,
     connections: RefCell<HashMap<u64, Rc<Mail>>>,
@@ -76,7 +77,7 @@ impl Link {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
-            socket: AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)?,
+            socket: UnixDatagram::from_std(socket.into())?,
             waiting: RefCell::default(),
             connections: RefCell::default(),
             requests: RefCell::default(),
@@ -143,7 +144,7 @@ impl Link {
         };
         if self.waiting.borrow().is_empty() {
             let fds: Vec<_> = fd.iter().copied().collect();
-            match packet::send_bytes(self.socket.get_ref().as_fd(), &bytes, &fds) {
+            match self.put(&bytes, &fds) {
                 Ok(()) => return,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
@@ -169,22 +170,23 @@ impl Link {
             } else {
                 Interest::READABLE | Interest::WRITABLE
             };
-            let mut ready = self.socket.ready(interest).await?;
-            if ready.ready().is_writable() && !self.flush()? {
-                ready.clear_ready_matching(tokio::io::Ready::WRITABLE);
+            let ready = self.socket.ready(interest).await?;
+            if ready.is_writable() {
+                self.flush()?;
             }
-            if !ready.ready().is_readable() {
+            if !ready.is_readable() {
                 continue;
             }
-            match packet::receive::<ToGate>(self.socket.get_ref(), &mut scratch) {
+            let received = self.socket.try_io(Interest::READABLE, || {
+                packet::receive::<ToGate>(&self.socket, &mut scratch)
+            });
+            match received {
                 Ok(Some((message, fds))) => self.dispatch(message, fds, &mut other),
                 Ok(None) => {
                     self.keeper_gone();
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready.clear_ready_matching(tokio::io::Ready::READABLE);
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     self.keeper_gone();
                     return Ok(());
@@ -194,19 +196,25 @@ impl Link {
         }
     }
 
-    /// Whether everything that waited is sent.
-    fn flush(&self) -> io::Result<bool> {
+    fn put(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || {
+            packet::send_bytes(&self.socket, bytes, fds)
+        })
+    }
+
+    /// Sends what waited, as much as the socket takes.
+    fn flush(&self) -> io::Result<()> {
         let mut waiting = self.waiting.borrow_mut();
         while let Some((bytes, fds)) = waiting.front() {
             let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-            match packet::send_bytes(self.socket.get_ref(), bytes, &fds) {
+            match self.put(bytes, &fds) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
             waiting.pop_front();
         }
-        Ok(true)
+        Ok(())
     }
 
     fn dispatch(
