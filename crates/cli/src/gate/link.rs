@@ -14,6 +14,7 @@ use std::task::{Context, Waker};
 use bowline_proto::id::JobId;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use tokio::sync::Notify;
 
 use crate::ipc::{ToGate, ToKeeper, packet};
 
@@ -64,6 +65,8 @@ pub(super) struct Link {
     socket: UnixDatagram,
     /// Packets that the socket did not take yet.
     waiting: RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>,
+    /// Told when there is something to wait for writing with.
+    queued: Notify,
     connections: RefCell<HashMap<u64, Rc<Mail>>>,
     requests: RefCell<HashMap<u64, Rc<Mail>>>,
     jobs: RefCell<HashMap<JobId, Rc<Mail>>>,
@@ -79,6 +82,7 @@ impl Link {
         Ok(Self {
             socket: UnixDatagram::from_std(socket.into())?,
             waiting: RefCell::default(),
+            queued: Notify::new(),
             connections: RefCell::default(),
             requests: RefCell::default(),
             jobs: RefCell::default(),
@@ -155,6 +159,7 @@ impl Link {
         }
         let fds = fd.iter().filter_map(|fd| fd.try_clone_to_owned().ok());
         self.waiting.borrow_mut().push_back((bytes, fds.collect()));
+        self.queued.notify_one();
     }
 
     /// Moves packets in both directions until the keeper has gone. `other` is
@@ -170,7 +175,10 @@ impl Link {
             } else {
                 Interest::READABLE | Interest::WRITABLE
             };
-            let ready = self.socket.ready(interest).await?;
+            let ready = tokio::select! {
+                ready = self.socket.ready(interest) => ready?,
+                () = self.queued.notified() => continue,
+            };
             if ready.is_writable() {
                 self.flush()?;
             }

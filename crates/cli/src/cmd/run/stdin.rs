@@ -1,0 +1,148 @@
+//! The client's own standard input, as the job's.
+//!
+//! The descriptor is shared with whoever started us, so it is never set to
+//! non-blocking: it is read only when poll(2) says that something is there.
+//! Until the job has started, what was read is kept, so that a start that is
+//! tried again loses none of it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
+
+/// Reads in a row before something else gets its turn.
+pub(super) const READS_MAX: usize = 8;
+
+/// The source of a job's stdin.
+#[derive(Debug)]
+pub(super) struct Stdin {
+    fd: BorrowedFd<'static>,
+    /// Waits for input; `None` for what is always readable, such as a file.
+    readiness: Option<pipe::Receiver>,
+    /// What was read before the job had started, and how much of it is sent again.
+    kept: Vec<u8>,
+    keeping: bool,
+    again: usize,
+    ended: bool,
+}
+
+impl Stdin {
+    /// Takes the standard input of this process.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub(super) fn open() -> io::Result<Self> {
+        let fd = rustix::stdio::stdin();
+        // epoll_ctl(2) refuses regular files and the like with EPERM: these never block.
+        let waited = fd.try_clone_to_owned()?;
+        let readiness = pipe::Receiver::from_owned_fd_unchecked(waited).ok();
+        Ok(Self {
+            fd,
+            readiness,
+            kept: Vec::new(),
+            keeping: true,
+            again: 0,
+            ended: false,
+        })
+    }
+
+    /// Whether there is or may be more to send.
+    pub(super) fn is_open(&self) -> bool {
+        !self.ended || self.has_again()
+    }
+
+    fn has_again(&self) -> bool {
+        self.again < self.kept.len()
+    }
+
+    /// Waits until there is something to read.
+    ///
+    /// # Cancel safety
+    /// Nothing is read here.
+    pub(super) async fn readable(&self) {
+        if self.has_again() {
+            return;
+        }
+        let Some(readiness) = &self.readiness else {
+            return;
+        };
+        while readiness.ready(Interest::READABLE).await.is_ok() && !is_readable(self.fd) {
+            // Clears the readiness, unless news of it came in between.
+            let _ = readiness.try_io(Interest::READABLE, || {
+                if is_readable(self.fd) {
+                    Ok(())
+                } else {
+                    Err(io::Error::from(io::ErrorKind::WouldBlock))
+                }
+            });
+        }
+    }
+
+    /// Reads what is there; says whether the input ends behind it.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing is there now. Any other error is the end of
+    /// the input too.
+    pub(super) fn read(&mut self, space: &mut [u8]) -> io::Result<(usize, bool)> {
+        if self.has_again() {
+            let rest = self.kept.get(self.again..).unwrap_or_default();
+            let len = rest.len().min(space.len());
+            for (to, from) in space.iter_mut().zip(rest) {
+                *to = *from;
+            }
+            self.again += len;
+            self.drop_kept();
+            return Ok((len, self.ended && !self.has_again()));
+        }
+        if self.ended {
+            return Ok((0, true));
+        }
+        if self.readiness.is_some() && !is_readable(self.fd) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = rustix::io::retry_on_intr(|| rustix::io::read(self.fd, &mut *space));
+        let len = match len {
+            Ok(len) => len,
+            Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(error) => {
+                self.ended = true;
+                return Err(error.into());
+            }
+        };
+        self.ended = len == 0;
+        if self.keeping {
+            self.kept
+                .extend_from_slice(space.get(..len).unwrap_or_default());
+            self.again = self.kept.len();
+        }
+        Ok((len, self.ended))
+    }
+
+    /// The job runs: nothing is sent again from here on.
+    pub(super) fn started(&mut self) {
+        self.keeping = false;
+        self.drop_kept();
+    }
+
+    fn drop_kept(&mut self) {
+        if !self.keeping && !self.has_again() {
+            self.kept = Vec::new();
+            self.again = 0;
+        }
+    }
+
+    /// The start is tried again: so is what was sent.
+    pub(super) fn rewind(&mut self) {
+        self.again = 0;
+    }
+}
+
+/// Whether a read would give something, or the end, at once.
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let fd = fd.as_fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let now = rustix::event::Timespec::default();
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready == 1)
+}
