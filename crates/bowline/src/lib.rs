@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod credentials;
 pub mod driver;
 pub mod net;
 

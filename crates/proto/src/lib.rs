@@ -20,6 +20,7 @@
 
 pub mod auth;
 pub mod frame;
+pub mod grants;
 pub mod id;
 pub mod key;
 pub mod limits;

@@ -236,6 +236,12 @@ impl Connection {
         flow.map_or(0, bowline_proto::session::RecvFlow::received)
     }
 
+    /// Bytes of a stream that were counted as arrived.
+    pub fn consumed_so_far(&self, channel: Channel, stream: Stream) -> Option<u64> {
+        let flow = self.session.receiving(channel, stream)?;
+        Some(flow.consumed())
+    }
+
     /// Ends a channel whose outcome has come.
     pub fn close(&mut self, channel: Channel) {
         self.session.close(channel);

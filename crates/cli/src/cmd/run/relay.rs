@@ -305,7 +305,9 @@ impl Relay {
             if lost {
                 // What still comes is dropped, and the window stays open for it.
                 let rest = output.received.saturating_sub(
-                    connection_consumed(connection, channel, stream).unwrap_or(output.received),
+                    connection
+                        .consumed_so_far(channel, stream)
+                        .unwrap_or(output.received),
                 );
                 if rest > 0 {
                     connection.consumed(channel, stream, rest);
@@ -340,10 +342,6 @@ async fn readable(stdin: Option<&Stdin>) {
         Some(stdin) => stdin.readable().await,
         None => std::future::pending().await,
     }
-}
-
-fn connection_consumed(connection: &Connection, channel: Channel, stream: Stream) -> Option<u64> {
-    connection.consumed_so_far(channel, stream)
 }
 
 /// Puts /dev/null in the place of one of our own streams. Stderr stays: it is

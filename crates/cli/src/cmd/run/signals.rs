@@ -24,10 +24,11 @@ impl Signals {
     /// # Errors
     /// As sigaction(2).
     pub(super) fn new() -> io::Result<Self> {
+        let ignored = ignored();
         let mut signals = Vec::new();
         for number in FORWARDED {
             // A signal that we were started to ignore (nohup) stays ignored.
-            if !is_ignored(number) {
+            if ignored >> (number - 1) & 1 == 0 {
                 signals.push((number, signal(SignalKind::from_raw(number))?));
             }
         }
@@ -51,13 +52,10 @@ impl Signals {
     }
 }
 
-/// Whether this process ignores a signal, as /proc/self/status tells.
-fn is_ignored(number: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
-        return false;
-    };
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    ignored
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask >> (number - 1) & 1 == 1)
+/// The signals that this process ignores, a bit each, as /proc/self/status tells (proc(5)).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }

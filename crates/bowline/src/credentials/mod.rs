@@ -1,0 +1,29 @@
+//! Keys and trust: what proves who a client is, and which host keys a client believes.
+//!
+//! Everything here blocks and is quick; nothing here knows tokio or the network, so the keeper may use it too.
+//! Files and the ssh-agent are where data enters; proofs, signatures and verdicts leave. Private keys, secrets
+//! and passphrases never leave: not into an error, not into a `Debug` output, not to a peer.
+//!
+//! | module | for |
+//! | --- | --- |
+//! | [`verify`] | the keeper: whether a proof is good |
+//! | [`host_key`] | the keeper: the key that a server shows |
+//! | [`private_key`], [`key_file`] | keys in OpenSSH's format, and signatures with them |
+//! | [`private_file`] | files that others must not read |
+
+pub mod host_key;
+pub mod key_file;
+pub mod private_file;
+pub mod private_key;
+pub mod verify;
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bowline_proto::key::PublicKey;
+
+/// The fingerprint of a key as `ssh-keygen -lf` prints it: `SHA256:` and base64 without padding.
+pub fn fingerprint(key: &PublicKey) -> String {
+    let digest = digest::digest(&digest::SHA256, key.blob());
+    format!("SHA256:{}", STANDARD_NO_PAD.encode(digest))
+}
