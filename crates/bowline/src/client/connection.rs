@@ -135,7 +135,11 @@ impl Connection {
                     happening?;
                 } else if self.hello.is_none() {
                     return Poll::Pending;
-                } else if self.hello.as_ref().is_some_and(|hello| hello.nonce.is_none()) {
+                } else if self
+                    .hello
+                    .as_ref()
+                    .is_some_and(|hello| hello.nonce.is_none())
+                {
                     return Poll::Ready(Err(SessionError::Protocol.into()));
                 }
             }

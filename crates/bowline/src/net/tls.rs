@@ -142,10 +142,7 @@ pub(crate) struct SeenKey(Arc<Mutex<Option<[u8; 32]>>>);
 
 impl SeenKey {
     pub(crate) fn take(&self) -> Option<[u8; 32]> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -92,9 +92,9 @@ pub(super) struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.worker.link.forget_connection(self.id);
-        self.worker
-            .link
-            .send(&ToKeeper::Disconnected { connection: self.id });
+        self.worker.link.send(&ToKeeper::Disconnected {
+            connection: self.id,
+        });
     }
 }
 
@@ -884,7 +884,9 @@ impl Connection {
     /// The line is gone: what runs is ended.
     fn gone(&mut self) {
         self.phase = Phase::Gone;
-        self.worker.link.send(&ToKeeper::Disconnected { connection: self.id });
+        self.worker.link.send(&ToKeeper::Disconnected {
+            connection: self.id,
+        });
         self.end_jobs();
     }
 

@@ -9,9 +9,9 @@
 //! is used up its pipe is not read, so the program waits.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
 use std::time::Duration;
@@ -343,12 +343,7 @@ impl Job {
     ///
     /// # Errors
     /// Where a descriptor is missing or is no pipe: the keeper broke the protocol.
-    pub(super) fn started(
-        &mut self,
-        pid: i32,
-        unix_ms: u64,
-        fds: Vec<OwnedFd>,
-    ) -> io::Result<()> {
+    pub(super) fn started(&mut self, pid: i32, unix_ms: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut fds = fds.into_iter();
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
         self.pid = pid;

@@ -129,12 +129,7 @@ impl Recorder {
     }
 
     /// The jobs of `user`, the latest first.
-    pub(super) fn list(
-        &self,
-        user: &str,
-        ended: bool,
-        count: u32,
-    ) -> oneshot::Receiver<Vec<Row>> {
+    pub(super) fn list(&self, user: &str, ended: bool, count: u32) -> oneshot::Receiver<Vec<Row>> {
         let (done, answer) = oneshot::channel();
         let _ = self.0.send(Request::List {
             user: user.to_owned(),

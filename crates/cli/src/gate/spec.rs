@@ -119,7 +119,10 @@ mod tests {
 
     fn spec(argv: &[&str]) -> JobSpec {
         JobSpec {
-            argv: argv.iter().map(|word| ByteBuf::from(word.as_bytes())).collect(),
+            argv: argv
+                .iter()
+                .map(|word| ByteBuf::from(word.as_bytes()))
+                .collect(),
             env: Vec::new(),
             cwd: None,
             shell: false,
@@ -133,7 +136,10 @@ mod tests {
     #[test]
     fn a_command_reads_as_one_would_type_it() {
         assert_eq!(command(&spec(&["ls", "-l", "/tmp"])), "ls -l /tmp");
-        assert_eq!(command(&spec(&["echo", "a b", "", "it's"])), r"echo 'a b' '' 'it'\''s'");
+        assert_eq!(
+            command(&spec(&["echo", "a b", "", "it's"])),
+            r"echo 'a b' '' 'it'\''s'"
+        );
         let long = "é".repeat(COMMAND_BYTES_MAX);
         let text = command(&spec(&[&long]));
         assert!(text.len() <= COMMAND_BYTES_MAX && text.ends_with('…'));
@@ -151,6 +157,9 @@ mod tests {
         std::io::Read::read_to_end(&mut std::fs::File::from(memfd), &mut bytes).unwrap();
         let back: JobSpec = postcard::from_bytes(&bytes).unwrap();
         assert_eq!(back, long);
-        assert!(matches!(place(spec(&["true"])).unwrap().0, SpecPlace::Inline(_)));
+        assert!(matches!(
+            place(spec(&["true"])).unwrap().0,
+            SpecPlace::Inline(_)
+        ));
     }
 }

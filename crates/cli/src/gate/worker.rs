@@ -167,7 +167,9 @@ impl Worker {
                 outcome: left_alone(snapshot.ended),
                 ..Exit::default()
             };
-            self.shared.recorder.ended(snapshot.job, snapshot.pid, &exit);
+            self.shared
+                .recorder
+                .ended(snapshot.job, snapshot.pid, &exit);
             self.link.send(&ToKeeper::Released { job: snapshot.job });
             return;
         }
@@ -212,11 +214,7 @@ impl Worker {
     }
 
     /// Lets an accepted connection begin, or drops it where there are too many.
-    fn admit(
-        self: Rc<Self>,
-        socket: Socket,
-        source: Source,
-    ) -> Option<impl Future<Output = ()>> {
+    fn admit(self: Rc<Self>, socket: Socket, source: Source) -> Option<impl Future<Output = ()>> {
         let id = self.shared.connection_id();
         let wire = match &socket {
             Socket::Tcp(_) => match rustls::ServerConnection::new(self.tls.clone()) {
@@ -255,12 +253,7 @@ impl Worker {
 
 /// The outcome of a job whose client was lost with an earlier gate.
 fn left_alone(
-    ended: Option<(
-        crate::ipc::Exited,
-        Option<Cause>,
-        crate::ipc::Tree,
-        u64,
-    )>,
+    ended: Option<(crate::ipc::Exited, Option<Cause>, crate::ipc::Tree, u64)>,
 ) -> Outcome {
     use crate::ipc::Exited;
     let Some((exited, cause, _, unix_ms)) = ended else {

@@ -81,8 +81,12 @@ mod tests {
         for (index, piece) in pieces.iter().enumerate() {
             all.extend_from_slice(&encoder.piece(piece, index + 1 == pieces.len()));
         }
-        let lines = all.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+        let lines = all
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        lines
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
     }
 
     #[test]
@@ -91,7 +95,10 @@ mod tests {
         for cut in 0..text.len() {
             let (one, two) = text.split_at(cut);
             let lines = lines(&[one, two]);
-            let joined: String = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
+            let joined: String = lines
+                .iter()
+                .map(|line| line["text"].as_str().unwrap())
+                .collect();
             assert_eq!(joined, "aé🦀", "cut at {cut}");
             let last = lines.last().unwrap();
             let offset = last["offset"].as_u64().unwrap() as usize;

@@ -57,7 +57,11 @@ impl Relay {
     pub(super) fn new(with_stdin: bool, json: bool) -> io::Result<Self> {
         let written = Arc::new(Written::default());
         let stdout = rustix::stdio::stdout();
-        let stderr = if json { stdout } else { rustix::stdio::stderr() };
+        let stderr = if json {
+            stdout
+        } else {
+            rustix::stdio::stderr()
+        };
         let output = |fd, stream| Output {
             sink: Sink::new(fd, written.clone()),
             json: json.then(|| Encoder::new(stream)),
@@ -66,7 +70,11 @@ impl Relay {
             closed: false,
         };
         Ok(Self {
-            stdin: if with_stdin { Some(Stdin::open()?) } else { None },
+            stdin: if with_stdin {
+                Some(Stdin::open()?)
+            } else {
+                None
+            },
             stdout: output(stdout, Stream::Stdout),
             stderr: output(stderr, Stream::Stderr),
             written,
@@ -181,7 +189,11 @@ impl Relay {
                 return Err(ClientError::Refused(refused));
             }
             Happening::Bye(bye) => {
-                tracing::info!(code = bye.code, message = bye.message, "the server says goodbye");
+                tracing::info!(
+                    code = bye.code,
+                    message = bye.message,
+                    "the server says goodbye"
+                );
             }
             _ => {}
         }

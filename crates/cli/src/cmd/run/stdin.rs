@@ -70,7 +70,7 @@ impl Stdin {
         };
         while readiness.ready(Interest::READABLE).await.is_ok() && !is_readable(self.fd) {
             // Clears the readiness, unless news of it came in between.
-            let _ = readiness.try_io(Interest::READABLE, || {
+            let _ = readiness.try_io(|| {
                 if is_readable(self.fd) {
                     Ok(())
                 } else {

@@ -1,0 +1,209 @@
+//! `bowline run`: one command on another machine, as if it were here.
+
+mod json;
+mod relay;
+mod signals;
+mod sink;
+mod stdin;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bowline::client::{ClientError, StartRequest};
+use bowline_proto::id::JobId;
+use bowline_proto::outcome::{Happened, Outcome};
+
+use self::relay::Relay;
+use self::signals::Signals;
+use super::dial::{ConnectFlags, Dialer};
+use crate::duration;
+use crate::exit;
+use crate::inherited;
+use crate::report::Report;
+
+/// Attempts to start a job whose connection breaks before it has started.
+const ATTEMPTS_MAX: u32 = 6;
+/// The pause before the second attempt; it doubles with each.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Run a command on another machine
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RunFlags {
+    /// The machine: [user@]host[:port], unix:PATH, ssh:[user@]host, a configured name, or local
+    pub(crate) target: String,
+    /// The program and its arguments, exactly as they are
+    #[arg(last = true, value_name = "PROGRAM", required_unless_present = "shell")]
+    pub(crate) argv: Vec<OsString>,
+    /// Run this text with the remote user's shell instead
+    #[arg(long, value_name = "TEXT", conflicts_with = "argv")]
+    pub(crate) shell: Option<OsString>,
+    /// The working directory (default: the remote user's home)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<OsString>,
+    /// Set a variable for the program, or with NAME alone pass on one's own (may be given again)
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<OsString>,
+    /// End the job's whole tree after this time, such as 500ms, 30s or 2h
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    /// The program reads nothing (/dev/null) instead of this command's stdin
+    #[arg(short = 'n')]
+    pub(crate) no_stdin: bool,
+    /// The remote user (the same as user@ in TARGET)
+    #[arg(long, short = 'l', value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Write output and outcome as JSON lines on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the outcome as JSON to this descriptor
+    #[arg(long, value_name = "N")]
+    pub(crate) status_fd: Option<i32>,
+    /// Wait for the end of the output, also of background children
+    #[arg(long)]
+    pub(crate) wait_output: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectFlags,
+}
+
+/// Runs the command and gives the status to exit with.
+///
+/// # Errors
+/// Where the flags make no sense, before anything was asked for.
+pub(crate) async fn run(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode> {
+    let request = request(&flags)?;
+    let status = flags.status_fd.map(inherited::take).transpose();
+    let status = status.context("--status-fd")?;
+    let job = exit::fresh_job_id()?;
+    let mut signals = Signals::new().context("signals")?;
+    let mut relay = Relay::new(!flags.no_stdin, flags.json).context("stdin")?;
+    let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
+    let report = attempts(&mut dialer, &request, job, &mut relay, &mut signals).await;
+    let report = match report {
+        Ok(exit) => Report::new(exit, &flags.target, job),
+        Err((error, started)) => Report::without_exit(failed(&error, started), &flags.target, job),
+    };
+    dialer.finish();
+    tell(&report, flags.json, status, quiet);
+    Ok(ExitCode::from(report.outcome.exit_status()))
+}
+
+/// Starts the job and follows it; again, where the line breaks before it has started.
+async fn attempts(
+    dialer: &mut Dialer,
+    request: &StartRequest,
+    job: JobId,
+    relay: &mut Relay,
+    signals: &mut Signals,
+) -> Result<bowline_proto::message::Exit, (ClientError, bool)> {
+    let mut pause = RETRY_PAUSE;
+    let mut attempt = 1;
+    loop {
+        let error = match dialer.dial().await {
+            Err(error) => error,
+            Ok(mut connection) => match connection.start(job, request) {
+                Err(error) => return Err((error, false)),
+                Ok(channel) => match relay.follow(&mut connection, channel, signals).await {
+                    Ok(exit) => return Ok(exit),
+                    Err(error) => error,
+                },
+            },
+        };
+        if relay.started() || attempt == ATTEMPTS_MAX || !error.is_broken_line() {
+            return Err((error, relay.started()));
+        }
+        tracing::info!(%error, attempt, "the line broke before the job had started; trying again");
+        tokio::time::sleep(pause).await;
+        pause = pause.saturating_mul(2);
+        attempt += 1;
+        relay.rewind();
+    }
+}
+
+fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
+    let argv: Vec<Vec<u8>> = match &flags.shell {
+        Some(text) => vec![text.clone().into_vec()],
+        None => flags.argv.iter().cloned().map(OsString::into_vec).collect(),
+    };
+    let mut env = forwarded_locale();
+    for variable in &flags.env {
+        env.push(variable_of(variable)?);
+    }
+    Ok(StartRequest {
+        argv,
+        env,
+        cwd: flags.cwd.clone().map(OsString::into_vec),
+        shell: flags.shell.is_some(),
+        null_stdin: flags.no_stdin,
+        timeout_ms: flags
+            .timeout
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        wait_output: flags.wait_output,
+    })
+}
+
+/// LANG and LC_*: the output is read here, so it should be in our language.
+fn forwarded_locale() -> Vec<Vec<u8>> {
+    let locale = std::env::vars_os().filter(|(name, _)| {
+        let name = name.as_bytes();
+        name == b"LANG" || name.starts_with(b"LC_")
+    });
+    locale
+        .map(|(name, value)| assignment(&name, &value))
+        .collect()
+}
+
+fn assignment(name: &std::ffi::OsStr, value: &std::ffi::OsStr) -> Vec<u8> {
+    [name.as_bytes(), b"=", value.as_bytes()].concat()
+}
+
+/// `NAME=VALUE` as it is, `NAME` with our own value of it.
+fn variable_of(text: &OsString) -> anyhow::Result<Vec<u8>> {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(0) => anyhow::bail!("--env {text:?}: a variable needs a name"),
+        Some(_) => Ok(bytes.to_vec()),
+        None => {
+            let value = std::env::var_os(text)
+                .with_context(|| format!("--env {text:?}: it is not set here; give NAME=VALUE"))?;
+            Ok(assignment(text, &value))
+        }
+    }
+}
+
+/// The outcome of a job that the server said nothing final about.
+fn failed(error: &ClientError, started: bool) -> Outcome {
+    let mut outcome = error.outcome();
+    let mut message = exit::chain(error);
+    if started {
+        outcome = Happened::Unreachable;
+        message.push_str("; the job had started, and what became of it is not known");
+    }
+    Outcome::failed(outcome, error.code(), message)
+}
+
+/// Tells the outcome to whoever wants it.
+fn tell(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
+    if json {
+        let _ = std::io::stdout().write_all(&report.line());
+    }
+    if let Some(fd) = status
+        && let Err(error) = report.write_to(fd)
+    {
+        eprintln!("bowline: --status-fd: {error} [status_fd_failed]");
+    }
+    if quiet {
+        return;
+    }
+    if let Some(sentence) = report.sentence() {
+        eprintln!("bowline: {sentence}");
+        let code = report.outcome.error.as_deref().unwrap_or_default();
+        if let Some(hint) = exit::hint(code, &report.host) {
+            eprintln!("  hint: {hint}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! From an error to what a person is told, and the status to exit with.
+
+use anyhow::Context as _;
+use bowline_proto::id::JobId;
+
+/// The status for flags and files that make no sense: nothing was asked of anybody.
+pub(crate) const USAGE: u8 = 2;
+
+/// An error with its causes, each said once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What to do about an error, by its stable code.
+pub(crate) fn hint(code: &str, host: &str) -> Option<String> {
+    Some(match code {
+        "connect_failed" | "connect_timeout" => {
+            format!("is `bowline serve` running there? `ssh:{host}` needs no open port")
+        }
+        "host_key_unknown" => format!("compare the fingerprint, then `bowline trust {host}`"),
+        "host_key_changed" => {
+            "somebody may be in between; if the key was changed on purpose, remove the old line"
+                .to_owned()
+        }
+        "not_authenticated" => {
+            "is your public key in the server's authorized_keys? `-v` shows which keys were offered"
+                .to_owned()
+        }
+        "tls_failed" => "is that port really bowline's?".to_owned(),
+        "not_found" => "a program without a slash is searched in the remote PATH".to_owned(),
+        "too_many_jobs" | "out_of_resources" => "try again when others have ended".to_owned(),
+        _ => return None,
+    })
+}
+
+/// 128 random bits.
+///
+/// # Errors
+/// Where the operating system has no randomness.
+pub(crate) fn fresh_job_id() -> anyhow::Result<JobId> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .ok()
+        .context("no random bytes")?;
+    Ok(JobId::from_bytes(bytes))
+}
