@@ -1,0 +1,247 @@
+//! A cgroup for each job, where cgroups can be made: the one way to end every
+//! process of a job for certain (cgroups(7), `cgroup.kill`).
+//!
+//! Owns one folder below the keeper's own cgroup and the groups in it. A group
+//! is used again for another job once it is empty: making one costs more than
+//! starting a program in it. No controller is ever enabled here, so nothing is
+//! limited or accounted, and the keeper may stay in the parent.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+
+/// Empty groups that are kept for the next jobs.
+const FREE_MAX: usize = 64;
+/// Groups with survivors that are looked at again for each new job.
+const LOOK_AGAIN: usize = 4;
+/// The processes of one group that are signalled; the rest is for `cgroup.kill`.
+const PROCS_BYTES_MAX: u64 = 1024 * 1024;
+/// How deep groups that a job made inside its own are followed.
+const DEPTH_MAX: u32 = 16;
+
+/// The groups of a keeper.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    /// `None` where no group can be made.
+    folder: Option<PathBuf>,
+    free: Vec<Cgroup>,
+    /// Groups whose job is over and in which something still runs.
+    lingering: VecDeque<Cgroup>,
+    made: u64,
+}
+
+/// One group.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    folder: OwnedFd,
+    path: PathBuf,
+}
+
+impl Cgroups {
+    /// Finds the place for the groups of the process `keeper`. Without one, no
+    /// group will ever be made.
+    pub(crate) fn find(keeper: Pid) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let folder = own_folders(&mounts, &own).find_map(|parent| {
+            remove_stale(&parent);
+            let folder = parent.join(format!("bowline-{}", keeper.as_raw_pid()));
+            fs::create_dir(&folder).ok()?;
+            let usable = folder.join("cgroup.kill").exists();
+            if !usable {
+                let _ = fs::remove_dir(&folder);
+            }
+            usable.then_some(folder)
+        });
+        Self {
+            folder,
+            ..Self::default()
+        }
+    }
+
+    /// An empty group; `None` where none can be made.
+    pub(crate) fn take(&mut self) -> Option<Cgroup> {
+        if let Some(group) = self.free.pop() {
+            return Some(group);
+        }
+        for _ in 0..self.lingering.len().min(LOOK_AGAIN) {
+            let group = self.lingering.pop_front()?;
+            if group.is_reusable() {
+                return Some(group);
+            }
+            self.lingering.push_back(group);
+        }
+        self.made += 1;
+        let path = self.folder.as_ref()?.join(format!("job-{}", self.made));
+        Cgroup::make(path).ok()
+    }
+
+    /// Takes back the group of a job that is over.
+    pub(crate) fn give_back(&mut self, group: Cgroup) {
+        if !group.is_reusable() {
+            self.lingering.push_back(group);
+        } else if self.free.len() < FREE_MAX {
+            self.free.push(group);
+        } else {
+            group.remove();
+        }
+    }
+
+    /// Stops making groups: the kernel does not let programs be started in them.
+    pub(crate) fn give_up(&mut self) {
+        self.remove();
+        self.folder = None;
+    }
+
+    /// Removes what is empty; what still runs keeps its group.
+    pub(crate) fn remove(&mut self) {
+        for group in self.free.drain(..).chain(self.lingering.drain(..)) {
+            group.remove();
+        }
+        if let Some(folder) = &self.folder {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+impl Cgroup {
+    fn make(path: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(folder) => Ok(Self { folder, path }),
+            Err(error) => {
+                let _ = fs::remove_dir(&path);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// For clone3(2).
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Ends every process in the group and below it, also those that are just
+    /// being forked.
+    ///
+    /// # Errors
+    /// Where the kernel is older than 5.14.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        self.open("cgroup.kill", OFlags::WRONLY)?.write_all(b"1")
+    }
+
+    /// The processes in the group and below it at this moment.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let mut found = Vec::new();
+        collect(&self.path, DEPTH_MAX, &mut found);
+        found
+    }
+
+    fn open(&self, file: &str, flags: OFlags) -> io::Result<fs::File> {
+        let flags = flags | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.folder, file, flags, Mode::empty())?.into())
+    }
+
+    fn is_reusable(&self) -> bool {
+        let mut events = String::new();
+        let read = |mut file: fs::File| file.read_to_string(&mut events);
+        let readable = self.open("cgroup.events", OFlags::RDONLY).and_then(read);
+        // Two links are the folder itself: a job of root may have made groups inside.
+        let plain = rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
+        readable.is_ok() && plain && events.lines().any(|line| line == "populated 0")
+    }
+
+    fn remove(self) {
+        remove_below(&self.path, DEPTH_MAX);
+    }
+}
+
+fn collect(folder: &Path, depth: u32, found: &mut Vec<Pid>) {
+    let mut text = String::new();
+    let read = |file: fs::File| file.take(PROCS_BYTES_MAX).read_to_string(&mut text);
+    if fs::File::open(folder.join("cgroup.procs"))
+        .and_then(read)
+        .is_ok()
+    {
+        let pids = text.lines().filter_map(|line| line.parse().ok());
+        found.extend(pids.filter_map(Pid::from_raw));
+    }
+    if depth > 0 {
+        subfolders(folder).for_each(|inner| collect(&inner, depth - 1, found));
+    }
+}
+
+fn remove_below(folder: &Path, depth: u32) {
+    if depth > 0 {
+        subfolders(folder).for_each(|inner| remove_below(&inner, depth - 1));
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+fn subfolders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+/// Removes the empty groups of keepers that are gone.
+fn remove_stale(parent: &Path) {
+    for folder in subfolders(parent) {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        let keeper = name.and_then(|name| name.strip_prefix("bowline-")?.parse::<u32>().ok());
+        if keeper.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove_below(&folder, DEPTH_MAX);
+        }
+    }
+}
+
+/// The folders in which this process's own cgroup shows, one for each mount of
+/// cgroup2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1.
+fn own_folders(mounts: &str, own: &str) -> impl Iterator<Item = PathBuf> {
+    let own = own.lines().find_map(|line| line.strip_prefix("0::"));
+    mounts.lines().filter_map(move |line| {
+        // proc_pid_mountinfo(5): id parent major:minor root point options… - type source options
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        if after.split(' ').next()? != "cgroup2" {
+            return None;
+        }
+        let below = Path::new(own?).strip_prefix(root).ok()?;
+        let escapes = below.components().any(|part| part.as_os_str() == "..");
+        (!escapes).then(|| Path::new(point).join(below))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 24 0:26 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+40 30 0:36 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
+";
+
+    #[test]
+    fn the_mount_is_found_beside_version_1_too() {
+        let of = |mounts: &str, own: &str| own_folders(mounts, own).collect::<Vec<_>>();
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        assert_eq!(of(HYBRID, "1:cpu:/x\n0::/\n"), [unified]);
+        assert_eq!(of(HYBRID, "0::/a/b.scope\n"), [unified.join("a/b.scope")]);
+        assert_eq!(of(HYBRID, "1:cpu:/x\n"), [] as [PathBuf; 0]);
+        assert_eq!(of(HYBRID, "0::/../x\n"), [] as [PathBuf; 0]);
+        let inner = "1 0 0:1 /docker/1 /cg rw - cgroup2 c rw\n";
+        assert_eq!(of(inner, "0::/docker/1/x\n"), [Path::new("/cg/x")]);
+        assert_eq!(of(inner, "0::/elsewhere\n"), [] as [PathBuf; 0]);
+        assert_eq!(of("", "0::/\n"), [] as [PathBuf; 0]);
+        assert_eq!(of("garbage - cgroup2\n1 2\n", "0::/\n"), [] as [PathBuf; 0]);
+    }
+}

@@ -1,0 +1,237 @@
+//! From a [`Setup`] to a running [`Keeper`]: directories, lock, journal,
+//! limits, signals. Everything that may fail for good fails here, before a job exists.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::epoll;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+
+use super::gate::GateProgram;
+use super::journal::{self, Journal, KeeperRecord};
+use super::program::Own;
+use super::spawn::Ids;
+use super::{Keeper, Phase, Setup, Token, unix_ms};
+use crate::config::ServerConfig;
+
+/// The accounts that the gate of a root keeper runs as, the first that exists.
+const GATE_USERS: [&str; 2] = ["bowline", "nobody"];
+/// "Unlimited", as the kernel counts.
+const UNLIMITED: u64 = u64::MAX;
+
+/// Prepares the keeper.
+pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
+    let config = setup.config;
+    let own = own();
+    let gate_ids = gate_ids(&config)?;
+    make_folders(&config, gate_ids.as_ref())?;
+    let lock = lock(&config.state_dir)?;
+    let journal = open_journal(&config.state_dir)?;
+    let nofile = raise_nofile(own.nofile);
+    super::spawn::keep_children();
+    let pid = rustix::process::getpid();
+    rustix::process::set_child_subreaper(Some(pid)).context("cannot become the subreaper")?;
+    let executable = rustix::fs::open(
+        "/proc/self/exe",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let mut keeper = Keeper {
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?,
+        signals: signals().context("cannot receive signals")?,
+        lifeline: setup.lifeline,
+        policy: setup.policy,
+        host_key: setup.host_key,
+        reload: setup.reload,
+        listeners: listeners(setup.listeners),
+        stdio: setup.stdio,
+        gate_program: GateProgram {
+            executable: executable.context("cannot open this program's own file")?,
+            argv: setup.gate.argv,
+            envp: setup.gate.envp,
+            ids: gate_ids,
+            nofile,
+            workers: config.gate.workers.max(1),
+        },
+        gate: None,
+        generation: 0,
+        quick_deaths: 0,
+        ready_told: false,
+        grants: Default::default(),
+        jobs: Default::default(),
+        journal,
+        cgroups: super::Cgroups::find(pid),
+        stacks: Default::default(),
+        timers: Default::default(),
+        own,
+        null: null.context("cannot open /dev/null")?,
+        phase: Phase::Serving,
+        buffer: Vec::new(),
+        config,
+        _lock: lock,
+    };
+    keeper.watch(keeper.signals.as_fd(), Token::Signals)?;
+    if let Some(lifeline) = &keeper.lifeline {
+        keeper.watch(lifeline.as_fd(), Token::Lifeline)?;
+    }
+    keeper.record_lost();
+    Ok(keeper)
+}
+
+fn listeners(listeners: Vec<(String, OwnedFd)>) -> Vec<(String, Rc<OwnedFd>)> {
+    let shared = listeners.into_iter();
+    shared.map(|(name, fd)| (name, Rc::new(fd))).collect()
+}
+
+/// What the keeper was started with and its jobs get; it keeps its own files to itself.
+fn own() -> Own {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let number = |limit: Option<u64>| limit.unwrap_or(UNLIMITED);
+    Own {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        nofile: (number(limit.current), number(limit.maximum)),
+        umask: rustix::process::umask(Mode::RWXG | Mode::RWXO).bits(),
+    }
+}
+
+/// Raises the soft limit of descriptors to the hard one; jobs get the old one back.
+fn raise_nofile((soft, hard): (u64, u64)) -> u64 {
+    let number = |limit: u64| (limit != UNLIMITED).then_some(limit);
+    let raised = Rlimit {
+        current: number(hard),
+        maximum: number(hard),
+    };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => hard,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open descriptors stays low");
+            soft
+        }
+    }
+}
+
+fn gate_ids(config: &ServerConfig) -> anyhow::Result<Option<Ids>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let look_up = |name: &str| {
+        let found = nix::unistd::User::from_name(name);
+        found.with_context(|| format!("cannot look up the account {name}"))
+    };
+    let user = match &config.gate_user {
+        Some(name) => {
+            let user = look_up(name)?;
+            Some(user.with_context(|| format!("gate_user: there is no account {name}"))?)
+        }
+        None => GATE_USERS.into_iter().find_map(|name| look_up(name).ok()?),
+    };
+    let Some(user) = user else {
+        bail!("the gate needs an account: make one named bowline, or name another as gate_user");
+    };
+    if user.uid.is_root() {
+        bail!("gate_user: the gate cannot run as root");
+    }
+    Ok(Some(Ids {
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        groups: vec![user.gid.as_raw()],
+    }))
+}
+
+fn make_folders(config: &ServerConfig, gate: Option<&Ids>) -> anyhow::Result<()> {
+    let (state, record) = (&config.state_dir, &config.gate.record_dir);
+    // Another account must be able to pass through to a record below it; files in it are 0600.
+    let shared = gate.is_some() && record.starts_with(state);
+    private_folder(state, if shared { 0o711 } else { 0o700 })?;
+    let owner = fs::metadata(state)
+        .with_context(|| format!("{}", state.display()))?
+        .uid();
+    if owner != rustix::process::geteuid().as_raw() {
+        bail!(
+            "the state directory {} belongs to uid {owner}",
+            state.display()
+        );
+    }
+    if record.as_os_str().is_empty() {
+        return Ok(());
+    }
+    private_folder(record, 0o700)?;
+    if let Some(ids) = gate {
+        let changed = std::os::unix::fs::lchown(record, Some(ids.uid), Some(ids.gid));
+        changed.with_context(|| format!("cannot give {} to the gate", record.display()))?;
+    }
+    Ok(())
+}
+
+fn private_folder(path: &Path, mode: u32) -> anyhow::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(mode).create(path);
+    made.with_context(|| format!("cannot make the directory {}", path.display()))?;
+    let set = fs::set_permissions(path, Permissions::from_mode(mode));
+    set.with_context(|| format!("cannot make {} private", path.display()))
+}
+
+/// Takes the lock of a state directory, for as long as the descriptor lives.
+fn lock(folder: &Path) -> anyhow::Result<OwnedFd> {
+    let path = folder.join("lock");
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    let mut file = options
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let pid = fs::read_to_string(&path).unwrap_or_default();
+        bail!(
+            "another bowline serve (pid {}) uses the state directory {}; give this one its own with --state-dir",
+            pid.trim(),
+            folder.display()
+        );
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file.into())
+}
+
+fn open_journal(folder: &Path) -> anyhow::Result<Journal> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let keeper = KeeperRecord {
+        version: journal::VERSION,
+        pid: rustix::process::getpid().as_raw_pid(),
+        boot_id: boot_id.trim().to_owned(),
+        unix_ms: unix_ms(),
+    };
+    Journal::open(folder, keeper)
+        .with_context(|| format!("cannot open the journal in {}", folder.display()))
+}
+
+/// The signals that the loop reads as events; children start with none blocked.
+fn signals() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGCHLD,
+    ] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
