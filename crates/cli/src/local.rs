@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,6 +61,8 @@ impl LocalServer {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // A Ctrl-C on the terminal is for the job, not for its server.
+            .process_group(0)
             .spawn()
             .context("bowline itself")?;
         let stdout = child.stdout.take().context("its stdout")?;
@@ -131,7 +134,6 @@ trait OwnName {
 
 impl OwnName for Command {
     fn arg0_of_this_process(&mut self) -> &mut Self {
-        use std::os::unix::process::CommandExt;
         match std::env::args_os().next() {
             Some(name) => self.arg0(name),
             None => self,

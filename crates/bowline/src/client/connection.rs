@@ -79,7 +79,8 @@ pub enum Happening {
         /// Nothing more comes.
         end: bool,
     },
-    /// More of a job's stdin may be sent, or it has arrived.
+    /// More of a job's stdin may be sent, or it has arrived; on
+    /// [`Channel::CONNECTION`], what filled the connection's own buffer is sent.
     Room(Channel),
     /// A job's outcome, behind all of its output.
     Exit(Channel, Exit),
@@ -286,10 +287,14 @@ impl Connection {
             }
             // What the input made us say, such as windows, goes out before we wait. A line that
             // breaks while we send may still hold the server's reason in what it sent before.
+            let was_full = self.session.outbox().bulk_is_full();
             let flushed = match self.wire.poll_flush(cx, self.session.outbox()) {
                 Poll::Ready(Err(error)) => Some(error),
                 _ => None,
             };
+            if was_full && flushed.is_none() && !self.session.outbox().bulk_is_full() {
+                return Poll::Ready(Ok(Happening::Room(Channel::CONNECTION)));
+            }
             match (self.wire.poll_fill(cx), flushed) {
                 (Poll::Ready(Ok(())), None) => {}
                 (Poll::Ready(Ok(())), Some(_)) if !self.wire.ended() => {}

@@ -155,9 +155,9 @@ impl Output {
                 }
                 if self.left.is_some() {
                     self.left = Some(0);
-                    return true;
                 }
-                false
+                // Readiness was out of date: the next turn asks for it again, and is woken by it.
+                true
             }
             Err(PutError::Closed) => {
                 self.pipe = None;
