@@ -1,1 +1,4 @@
-//! Integration tests: real processes, real sockets, loopback only.
+//! Tests of the program as a whole: real processes, real sockets, real peers.
+
+mod scenarios;
+mod server;
