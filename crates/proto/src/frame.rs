@@ -105,6 +105,15 @@ impl Kind {
         }
     }
 
+    /// The flags that a frame of this kind may have.
+    pub const fn flags(self) -> Flags {
+        match self {
+            Kind::Stdin | Kind::Stdout | Kind::Stderr => Flags::END.with(Flags::BLOCKED),
+            Kind::Start => Flags::END,
+            _ => Flags::NONE,
+        }
+    }
+
     /// The kind of a stream's data.
     pub const fn data(stream: Stream) -> Self {
         match stream {
@@ -181,14 +190,16 @@ impl Prelude {
         ]
     }
 
-    /// Reads 12 bytes; checks the kind and the flags but no length.
+    /// Reads 12 bytes; checks the kind and its flags but no length.
     ///
     /// # Errors
     /// [`FrameError::UnknownKind`], [`FrameError::UnknownFlags`].
     pub fn decode(bytes: [u8; PRELUDE_BYTES]) -> Result<Self, FrameError> {
         let [kind, flags, h0, h1, c0, c1, c2, c3, p0, p1, p2, p3] = bytes;
         let kind = Kind::from_u8(kind).ok_or(FrameError::UnknownKind(kind))?;
-        if flags & !(Flags::END.0 | Flags::BLOCKED.0) != 0 {
+        // Both together contradict each other: nothing waits behind the end.
+        let both = Flags::END.with(Flags::BLOCKED).0;
+        if flags & !kind.flags().0 != 0 || flags == both {
             return Err(FrameError::UnknownFlags(flags));
         }
         Ok(Self {
@@ -231,7 +242,7 @@ pub enum FrameError {
     /// A kind that this side did not name in its hello.
     #[error("unknown kind of frame {0:#04x}")]
     UnknownKind(u8),
-    /// A reserved flag is set.
+    /// A flag that this kind of frame does not have, or two that contradict each other.
     #[error("unknown flags {0:#04x}")]
     UnknownFlags(u8),
     /// The JSON is longer than allowed, in bytes.
@@ -371,20 +382,34 @@ mod tests {
             decode(&bytes, Bound::Authenticated),
             Err(FrameError::UnknownFlags(4))
         );
+        // Each kind has its own; none has both.
+        for &kind in Kind::ALL {
+            for flags in 0..=u8::MAX {
+                let mut bytes = encoded(kind, Flags::NONE, 1, b"", b"");
+                bytes[1] = flags;
+                let data = kind.stream().is_some();
+                let right = flags == 0
+                    || (flags == 1 && (data || kind == Kind::Start))
+                    || (flags == 2 && data);
+                let got = decode(&bytes, Bound::Authenticated).map(|_| ());
+                let expected = right.then_some(()).ok_or(FrameError::UnknownFlags(flags));
+                assert_eq!(got, expected, "{kind:?} {flags}");
+            }
+        }
     }
 
     proptest! {
         #[test]
         fn any_split_gives_the_same_frame(
             kind in prop::sample::select(Kind::ALL),
-            end: bool,
+            flags in prop::sample::select(&[Flags::NONE, Flags::END, Flags::BLOCKED][..]),
             channel: u32,
             header in prop::collection::vec(any::<u8>(), 0..300),
             payload in prop::collection::vec(any::<u8>(), 0..3000),
             cut in any::<prop::sample::Index>(),
         ) {
             let header = if kind.stream().is_some() { Vec::new() } else { header };
-            let flags = if end { Flags::END } else { Flags::NONE };
+            let flags = Flags(flags.0 & kind.flags().0);
             let bytes = encoded(kind, flags, channel, &header, &payload);
             let cut = cut.index(bytes.len());
             prop_assert_eq!(decode(&bytes[..cut], Bound::Authenticated), Ok(None));

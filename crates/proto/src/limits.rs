@@ -31,7 +31,7 @@ pub const WINDOW_GROWTH_PER_CONNECTION_MAX: u64 = 64 * 1024 * 1024;
 
 /// Channels in use at once on one connection. A server may permit fewer.
 pub const CHANNELS_MAX: usize = 1024;
-/// Control bytes waiting to be sent at which a session takes no more input:
+/// Bytes of answers waiting to be sent at which a session takes no more input:
 /// a peer that asks and does not read the answers is made to wait.
 pub const CONTROL_OUT_PAUSE: usize = 256 * 1024;
 /// The same for stream data.
@@ -42,10 +42,21 @@ pub const PROOFS_MAX: usize = 4;
 /// The longest user name.
 pub const USER_BYTES_MAX: usize = 256;
 /// Jobs in one `jobs` message; more come in further ones.
-pub const JOBS_PER_MESSAGE_MAX: usize = 16;
+pub const JOBS_PER_MESSAGE_MAX: usize = 32;
+/// A sentence for a person, in `refused`, `bye` and an outcome. A longer one is cut.
+pub const SENTENCE_BYTES_MAX: usize = 1024;
+/// A code or a name: of an error, a signal's job, a job's user. A longer one is cut.
+pub const NAME_BYTES_MAX: usize = 256;
+/// The command of a job as `list` shows it. A longer one is cut.
+pub const COMMAND_BYTES_MAX: usize = 512;
 
 const _: () = assert!(FRAME_BYTES_UNAUTHENTICATED_MAX <= FRAME_BYTES_MAX);
 const _: () = assert!(HEADER_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(PAYLOAD_BYTES_MAX as u64 <= WINDOW_INITIAL);
 const _: () = assert!(WINDOW_INITIAL <= WINDOW_MAX);
 const _: () = assert!(PRELUDE_BYTES + HEADER_BYTES_MAX <= FRAME_BYTES_UNAUTHENTICATED_MAX);
+// JSON writes a byte as at most six (`\u0001`): what is cut to its limit fits a header.
+const _: () = assert!(
+    6 * (SENTENCE_BYTES_MAX + COMMAND_BYTES_MAX + 3 * NAME_BYTES_MAX) + 1024 <= HEADER_BYTES_MAX
+);
+const _: () = assert!(USER_BYTES_MAX <= NAME_BYTES_MAX);

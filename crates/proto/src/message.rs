@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::auth::ProofJson;
 use crate::frame::{Kind, Stream};
 use crate::id::JobId;
-use crate::limits::{START_BYTES_MAX, START_STRINGS_MAX};
+use crate::limits::{
+    COMMAND_BYTES_MAX, NAME_BYTES_MAX, SENTENCE_BYTES_MAX, START_BYTES_MAX, START_STRINGS_MAX,
+};
 use crate::outcome::Outcome;
-use crate::wire;
+use crate::wire::{self, cut};
 
 /// A header that is not what its kind asks for.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +173,9 @@ impl Start {
         let (argv, rest) = take(payload, self.args)?;
         let (env, rest) = take(rest, self.vars)?;
         let (cwd, rest) = take(rest, u32::from(self.cwd))?;
-        if !rest.is_empty() || env.iter().any(|var| !var.contains(&b'=')) {
+        // A variable has a name, and a `=` behind it.
+        let named = |var: &&[u8]| var.iter().position(|&byte| byte == b'=') > Some(0);
+        if !rest.is_empty() || !env.iter().all(named) {
             return Err(MessageError::StartPayload);
         }
         Ok(StartStrings {
@@ -200,7 +204,7 @@ pub struct Started {
     pub pid: i32,
     /// When it was started, in milliseconds since 1970.
     pub unix_ms: u64,
-    /// The offset of stdin that the server expects next.
+    /// The offset of stdin that the server expects next. After `attach`, stdin goes on here.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stdin: u64,
 }
@@ -341,6 +345,59 @@ pub struct Bye {
     pub message: String,
 }
 
+impl Refused {
+    /// The same with its texts cut to their limits.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            code: cut(&self.code, NAME_BYTES_MAX),
+            message: cut(&self.message, SENTENCE_BYTES_MAX),
+        }
+    }
+}
+
+impl Bye {
+    /// The same with its texts cut to their limits.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            code: cut(&self.code, NAME_BYTES_MAX),
+            message: cut(&self.message, SENTENCE_BYTES_MAX),
+        }
+    }
+}
+
+impl Signal {
+    /// The same with its texts cut to their limits.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            job: self.job.as_deref().map(|job| cut(job, NAME_BYTES_MAX)),
+            ..self.clone()
+        }
+    }
+}
+
+impl Exit {
+    /// The same with its texts cut to their limits.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            outcome: self.outcome.fitted(),
+            ..self.clone()
+        }
+    }
+}
+
+impl JobRow {
+    /// The same with its texts cut to their limits: one row always fits a message.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            user: cut(&self.user, NAME_BYTES_MAX),
+            source: cut(&self.source, NAME_BYTES_MAX),
+            command: cut(&self.command, COMMAND_BYTES_MAX),
+            outcome: self.outcome.as_ref().map(Outcome::fitted),
+            ..self.clone()
+        }
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -400,6 +457,7 @@ mod tests {
         for wrong in [
             &b"ls\0-l\0A=b\0/"[..],
             b"ls\0-l\0Ab\0/\0",
+            b"ls\0-l\0=b\0/\0",
             b"ls\0-l\0A=b\0/\0x",
             b"",
         ] {

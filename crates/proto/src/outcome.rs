@@ -1,6 +1,12 @@
 //! What became of a job: the one truth that is told, recorded and exited with.
+//!
+//! Owns the words of the outcome and the exit status that follows from them. It must never make a success of
+//! what it does not know. Outcomes enter from the keeper and the wire, and leave for both and for the exit status.
 
 use serde::{Deserialize, Serialize};
+
+use crate::limits::{NAME_BYTES_MAX, SENTENCE_BYTES_MAX};
+use crate::wire::cut;
 
 /// What happened, in one word. Unknown is an outcome too, and never success.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,6 +99,16 @@ impl Outcome {
         }
     }
 
+    /// The same with its texts cut to their limits, so that it fits a message.
+    pub(crate) fn fitted(&self) -> Self {
+        let cut_to = |text: &Option<String>, max| text.as_deref().map(|text| cut(text, max));
+        Self {
+            error: cut_to(&self.error, NAME_BYTES_MAX),
+            message: cut_to(&self.message, SENTENCE_BYTES_MAX),
+            ..self.clone()
+        }
+    }
+
     /// The status that a program which stands for this job exits with.
     ///
     /// | outcome | status |
@@ -104,15 +120,19 @@ impl Outcome {
     /// | not_started | 126, 127 or 125 |
     /// | refused, unreachable, lost | 255 |
     pub fn exit_status(&self) -> u8 {
-        let low = |code: i32| code.to_le_bytes()[0];
-        let signaled =
-            |signal: Option<i32>| signal.map_or(130, |signal| low(128 + (signal & 0x7f)));
+        // A number that no kernel gives is not cut down to one that means something else:
+        // 256 must not become the 0 of success.
+        let status = |code: i32| u8::try_from(code).unwrap_or(255);
+        let signaled = |signal: i32| match signal {
+            1..=127 => status(128 + signal),
+            _ => 255,
+        };
         match self.outcome {
             // A status that is missing is not a success.
-            Happened::Exited => self.code.map_or(255, low),
-            Happened::Signaled => self.signal.map_or(255, |_| signaled(self.signal)),
+            Happened::Exited => self.code.map_or(255, status),
+            Happened::Signaled => self.signal.map_or(255, signaled),
             Happened::TimedOut => 124,
-            Happened::Cancelled => signaled(self.signal),
+            Happened::Cancelled => self.signal.map_or(130, signaled),
             Happened::NotStarted => match self.code {
                 Some(126) => 126,
                 Some(127) => 127,
@@ -170,5 +190,20 @@ mod tests {
         assert_eq!(of(Happened::NotStarted, Some(127), None), 127);
         assert_eq!(of(Happened::NotStarted, Some(0), None), 125);
         assert_eq!(of(Happened::Lost, Some(0), None), 255);
+    }
+
+    #[test]
+    fn numbers_that_no_kernel_gives_are_not_success() {
+        for code in [256, -256, -1, 512, i32::MIN, i32::MAX] {
+            for outcome in [Happened::Exited, Happened::Signaled, Happened::Cancelled] {
+                let strange = Outcome {
+                    outcome,
+                    code: Some(code),
+                    signal: Some(code),
+                    ..Outcome::default()
+                };
+                assert_eq!(strange.exit_status(), 255, "{outcome:?} {code}");
+            }
+        }
     }
 }

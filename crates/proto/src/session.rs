@@ -13,6 +13,9 @@
 //! A [`ServerHandshake`] becomes a [`Session`] only by [`ServerHandshake::granted`];
 //! before that, the functions that start jobs do not exist.
 
+mod channel;
+mod commands;
+mod event;
 mod flow;
 mod handshake;
 mod machine;
@@ -22,8 +25,9 @@ mod phase;
 #[cfg(test)]
 mod tests;
 
+pub use event::{Event, PutError, SessionError, Step};
 pub use flow::{FlowError, RecvFlow, SendFlow};
 pub use handshake::{ServerEvent, ServerHandshake};
-pub use machine::{Event, PutError, Session, SessionError, Step};
+pub use machine::Session;
 pub use outbox::Outbox;
 pub use phase::Role;

@@ -36,9 +36,27 @@ pub(crate) fn c_strings(mut input: &[u8], count: usize) -> Option<(Vec<&[u8]>, &
     Some((strings, input))
 }
 
+/// The beginning of a text, at most `bytes_max` bytes of it and no half character.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("knöpfe", 3), "kn");
+        assert_eq!(cut("knöpfe", 4), "knö");
+        assert_eq!(cut("knöpfe", 100), "knöpfe");
+        assert_eq!(cut("ö", 1), "");
+        assert_eq!(cut("", 0), "");
+    }
 
     #[test]
     fn strings_are_counted_before_they_are_allocated() {

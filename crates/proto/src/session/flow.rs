@@ -8,7 +8,11 @@
 //! that it waits for the window, and the receiver's own backlog is small, so
 //! the window and not the destination is what limits the stream. Neither a
 //! clock nor an estimate of the path is needed, and a slow destination keeps
-//! its window small.
+//! its window small. What a window grew by is drawn from a budget of the
+//! connection and goes back there once the stream has ended and arrived.
+//!
+//! Offsets enter from frames, counts from the session; nothing here sees a byte
+//! of data.
 
 use crate::limits::{WINDOW_INITIAL, WINDOW_MAX};
 
@@ -54,6 +58,24 @@ impl SendFlow {
             acked: offset,
             limit: offset.saturating_add(WINDOW_INITIAL),
             ended: false,
+        }
+    }
+
+    /// A stream of which nothing may be sent until the peer has said where it goes on.
+    pub(super) const fn closed_until_told() -> Self {
+        Self {
+            sent: 0,
+            acked: 0,
+            limit: 0,
+            ended: false,
+        }
+    }
+
+    /// A stream that was never open.
+    pub(super) const fn never() -> Self {
+        Self {
+            ended: true,
+            ..Self::closed_until_told()
         }
     }
 
@@ -107,6 +129,8 @@ pub struct RecvFlow {
     /// What was last announced as acknowledged.
     announced: u64,
     window: u64,
+    /// Whether the sender's last frame said that it waits: what it said before is
+    /// no evidence any more.
     blocked: bool,
     ended: bool,
 }
@@ -128,6 +152,14 @@ impl RecvFlow {
             window: WINDOW_INITIAL,
             blocked: false,
             ended: false,
+        }
+    }
+
+    /// A stream that was never open: any data is behind its end.
+    pub(super) const fn never() -> Self {
+        Self {
+            ended: true,
+            ..Self::from_offset(0)
         }
     }
 
@@ -170,7 +202,7 @@ impl RecvFlow {
         }
         self.received = behind;
         self.ended = end;
-        self.blocked |= blocked;
+        self.blocked = blocked;
         Ok(())
     }
 
@@ -180,12 +212,17 @@ impl RecvFlow {
     }
 
     /// The window to announce now, if it is worth a message; `budget` is what
-    /// this window may still grow by and is drawn from.
+    /// this window may still grow by: growth is drawn from it, and given back at the end.
     pub(super) fn announce(&mut self, budget: &mut u64) -> Option<(u64, u64)> {
         if self.ended {
             // No more data comes; the sender only learns that all of it arrived.
-            let done = self.consumed == self.received && self.announced < self.consumed;
-            return done.then(|| self.announcement());
+            let arrived = self.consumed == self.received;
+            if arrived {
+                *budget = budget.saturating_add(self.growth());
+                self.window = WINDOW_INITIAL;
+            }
+            let news = arrived && self.announced < self.consumed;
+            return news.then(|| self.announcement());
         }
         let drained = self.backlog() < self.window / 2;
         if self.blocked && drained {
@@ -260,6 +297,27 @@ mod tests {
         flow.consume(WINDOW_INITIAL);
         flow.announce(&mut budget);
         assert_eq!((flow.growth(), budget), (10, 0));
+        // At the end the growth goes back, once.
+        flow.on_data(1, true, false).unwrap();
+        flow.announce(&mut budget);
+        assert_eq!((flow.growth(), budget), (10, 0), "one byte is on its way");
+        flow.consume(1);
+        flow.announce(&mut budget);
+        flow.announce(&mut budget);
+        assert_eq!((flow.growth(), budget), (0, 10));
+    }
+
+    #[test]
+    fn old_evidence_does_not_count() {
+        let mut flow = RecvFlow::default();
+        let mut budget = WINDOW_MAX;
+        flow.on_data(WINDOW_INITIAL, false, true).unwrap();
+        flow.consume(WINDOW_INITIAL / 4);
+        flow.announce(&mut budget).unwrap();
+        flow.on_data(1, false, false).unwrap();
+        flow.consume(WINDOW_INITIAL);
+        flow.announce(&mut budget).unwrap();
+        assert_eq!(flow.growth(), 0, "the sender had room when it last spoke");
     }
 
     #[test]

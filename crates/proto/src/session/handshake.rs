@@ -1,7 +1,8 @@
 //! The server's side up to the grant. A client's handshake is part of its
 //! [`Session`]: it may speak ahead of the answer, a server may not act ahead of it.
 
-use super::machine::{Session, SessionError};
+use super::event::SessionError;
+use super::machine::Session;
 use super::outbox::{Order, Outbox};
 use crate::frame::{self, Bound, Kind};
 use crate::id::Channel;
@@ -104,6 +105,6 @@ impl ServerHandshake {
     /// Tells the client why it is not let in; the connection ends when that is sent.
     pub fn refuse(&mut self, refused: &Refused) {
         self.outbox
-            .message(Channel::CONNECTION, Order::First, refused);
+            .message(Channel::CONNECTION, Order::First, &refused.fitted());
     }
 }

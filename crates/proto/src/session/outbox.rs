@@ -3,11 +3,20 @@
 //! Control frames go first, so that a signal or a window waits behind little.
 //! Stream data, and what must not overtake it (`exit`), goes in the other
 //! queue, in order. Both hold whole frames only, so taking from one and then
-//! the other never splits a frame.
+//! the other never splits a frame. Frames enter from the session and leave for
+//! whoever moves the bytes.
+//!
+//! Each queue counts the answers in it: frames that are there because the peer
+//! asked. Stream data is bounded by [`BULK_OUT_PAUSE`], and what this side asks
+//! for by this side; only answers could grow without end at the peer's will.
+//! What is asked for is no reason to stop reading: two sides that both did
+//! would wait for each other for ever.
 
 use crate::frame::{Flags, Kind, Prelude};
 use crate::id::Channel;
-use crate::limits::{BULK_OUT_PAUSE, CONTROL_OUT_PAUSE, PAYLOAD_BYTES_MAX, PRELUDE_BYTES};
+use crate::limits::{
+    BULK_OUT_PAUSE, CONTROL_OUT_PAUSE, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX, PRELUDE_BYTES,
+};
 use crate::message::Message;
 
 /// Which queue a control message takes.
@@ -27,6 +36,9 @@ pub struct Outbox {
     /// used before and need not be cleared again.
     bulk: Vec<u8>,
     filled: usize,
+    /// Bytes of answers in `control` and in `bulk`.
+    control_answers: usize,
+    bulk_answers: usize,
 }
 
 impl Outbox {
@@ -35,9 +47,9 @@ impl Outbox {
         self.control.is_empty() && self.filled == 0
     }
 
-    /// Whether so much control waits that no more input should be taken.
+    /// Whether so many answers wait that no more input should be taken.
     pub fn control_is_full(&self) -> bool {
-        self.control.len() >= CONTROL_OUT_PAUSE
+        self.control_answers.saturating_add(self.bulk_answers) >= CONTROL_OUT_PAUSE
     }
 
     /// Whether so much data waits that no more should be added.
@@ -58,11 +70,20 @@ impl Outbox {
     /// Counts all control frames as sent.
     pub fn control_sent(&mut self) {
         self.control.clear();
+        self.control_answers = 0;
+        // A `start` of 2 MiB was here once; that is no reason to keep its space.
+        if self.control.capacity() > CONTROL_OUT_PAUSE {
+            self.control = Vec::new();
+        }
     }
 
     /// Counts all data frames as sent.
     pub fn bulk_sent(&mut self) {
         self.filled = 0;
+        self.bulk_answers = 0;
+        if self.bulk.len() > BULK_OUT_PAUSE.saturating_add(PRELUDE_BYTES + PAYLOAD_BYTES_MAX) {
+            self.bulk = Vec::new();
+        }
     }
 
     /// Gives back the space of both queues, where they are empty.
@@ -75,13 +96,31 @@ impl Outbox {
         }
     }
 
-    pub(super) fn message<M: Message>(&mut self, channel: Channel, order: Order, message: &M) {
-        // Serialising plain data cannot fail but for a job without its id, which is our bug
-        // and leaves an empty header: the peer refuses it.
+    /// Queues a message and gives the length of its frame.
+    pub(super) fn message<M: Message>(
+        &mut self,
+        channel: Channel,
+        order: Order,
+        message: &M,
+    ) -> usize {
+        // Serialising plain data cannot fail but for a job without its id. That, or a header
+        // over its limit, is our bug: an empty header keeps the frames apart, and the peer refuses it.
         let header = serde_json::to_vec(message).unwrap_or_default();
-        self.frame(M::KIND, Flags::END, channel, order, &header, &[]);
+        self.frame(M::KIND, Flags::NONE, channel, order, &header, &[])
     }
 
+    /// Queues a message that the peer has asked for.
+    pub(super) fn answer<M: Message>(&mut self, channel: Channel, order: Order, message: &M) {
+        let len = self.message(channel, order, message);
+        let answers = match order {
+            Order::First => &mut self.control_answers,
+            Order::AfterData => &mut self.bulk_answers,
+        };
+        *answers = answers.saturating_add(len);
+    }
+
+    /// Queues a frame and gives its length. A part over its limit, which is our
+    /// bug, is left out: a length that lies would mix up all frames behind it.
     pub(super) fn frame(
         &mut self,
         kind: Kind,
@@ -90,7 +129,11 @@ impl Outbox {
         order: Order,
         header: &[u8],
         payload: &[u8],
-    ) {
+    ) -> usize {
+        debug_assert!(header.len() <= HEADER_BYTES_MAX && payload.len() <= PAYLOAD_BYTES_MAX);
+        let within = |part, max| if <[u8]>::len(part) <= max { part } else { &[] };
+        let header: &[u8] = within(header, HEADER_BYTES_MAX);
+        let payload: &[u8] = within(payload, PAYLOAD_BYTES_MAX);
         let prelude = Prelude {
             kind,
             flags,
@@ -99,20 +142,20 @@ impl Outbox {
             payload_len: u32::try_from(payload.len()).unwrap_or(0),
         }
         .encode();
-        match order {
-            Order::First => {
-                for part in [&prelude[..], header, payload] {
-                    self.control.extend_from_slice(part);
-                }
-            }
+        let queue = match order {
+            Order::First => &mut self.control,
             Order::AfterData => {
                 self.bulk.truncate(self.filled);
-                for part in [&prelude[..], header, payload] {
-                    self.bulk.extend_from_slice(part);
-                }
-                self.filled = self.bulk.len();
+                &mut self.bulk
             }
+        };
+        for part in [&prelude[..], header, payload] {
+            queue.extend_from_slice(part);
         }
+        if order == Order::AfterData {
+            self.filled = self.bulk.len();
+        }
+        PRELUDE_BYTES + header.len() + payload.len()
     }
 
     /// Lets `fill` write up to `max` bytes of payload in place and frames what
