@@ -23,6 +23,7 @@ pub mod frame;
 pub mod grants;
 pub mod id;
 pub mod key;
+pub mod known_hosts;
 pub mod limits;
 pub mod message;
 pub mod outcome;

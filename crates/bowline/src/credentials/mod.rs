@@ -9,12 +9,22 @@
 //! | [`verify`] | the keeper: whether a proof is good |
 //! | [`host_key`] | the keeper: the key that a server shows |
 //! | [`private_key`], [`key_file`] | keys in OpenSSH's format, and signatures with them |
-//! | [`private_file`] | files that others must not read |
+//! | [`trust`] | the client: whether a host's key is the right one |
+//! | [`secret`] | both: a secret that client and server share |
+//! | [`keygen`], [`authorize`] | the commands of these names |
+//! | [`places`] | where a user's keys and hosts lie |
+//! | [`private_file`], [`line_file`] | files that others must not read or change, and files that grow by lines |
 
+pub mod authorize;
 pub mod host_key;
 pub mod key_file;
+pub mod keygen;
+pub mod line_file;
+pub mod places;
 pub mod private_file;
 pub mod private_key;
+pub mod secret;
+pub mod trust;
 pub mod verify;
 
 use aws_lc_rs::digest;

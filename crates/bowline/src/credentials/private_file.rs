@@ -1,4 +1,4 @@
-//! Files that nobody but their owner may read: private keys, host keys, shared secrets.
+//! Files that nobody but their owner may read (private keys, secrets) or change (pinned hosts, configuration).
 //!
 //! Owns the checks before a byte is believed (a regular file, bounded, mode and owner) and creation that shows
 //! either nothing or the whole file, with mode 0600 from its first moment. It never replaces a file. Paths
@@ -62,6 +62,14 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Group or others may write it, so what it says cannot be relied on.
+    #[error("the mode {mode:04o} of {} lets others change it: run `chmod go-w {}`", path.display(), path.display())]
+    WritableByOthers {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// It belongs to somebody else, who could change it.
     #[error("{} belongs to the user with uid {uid}", path.display())]
     ForeignOwner {
@@ -103,6 +111,36 @@ pub fn read_private(
             mode,
         });
     }
+    check_owner(path, &metadata, owner)?;
+    read_bounded(file, path, bytes_max)
+}
+
+/// Reads a file that others may read and nobody but its owner (this user or root) may write.
+///
+/// # Errors
+/// [`FileError`]; of a file that others may change not a byte is read.
+pub fn read_trusted(path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
+    let (file, metadata) = open_regular(path)?;
+    check_writers(path, &metadata)?;
+    read_growing(file, path, bytes_max)
+}
+
+/// Refuses a file that group or others may write, or that belongs to neither this user nor root.
+///
+/// # Errors
+/// [`FileError::WritableByOthers`], [`FileError::ForeignOwner`].
+pub fn check_writers(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(FileError::WritableByOthers {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    check_owner(path, metadata, Owner::SelfOrRoot)
+}
+
+fn check_owner(path: &Path, metadata: &fs::Metadata, owner: Owner) -> Result<(), FileError> {
     let uid = metadata.uid();
     if owner == Owner::SelfOrRoot && uid != 0 && uid != rustix::process::geteuid().as_raw() {
         return Err(FileError::ForeignOwner {
@@ -110,7 +148,7 @@ pub fn read_private(
             uid,
         });
     }
-    read_bounded(file, path, bytes_max)
+    Ok(())
 }
 
 /// Reads a file that others may read, such as a public key.
@@ -119,7 +157,7 @@ pub fn read_private(
 /// [`FileError`].
 pub fn read_public(path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
     let (file, _) = open_regular(path)?;
-    read_bounded(file, path, bytes_max).map(|mut bytes| std::mem::take(&mut *bytes))
+    read_growing(file, path, bytes_max)
 }
 
 /// Makes a file with mode 0600 that is not there yet: nobody ever sees a part of it.
@@ -182,8 +220,24 @@ fn read_bounded(
 ) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // The buffer never grows past its first size: a growing one would leave copies of a secret behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
+    read_into(&mut bytes, file, path, bytes_max)?;
+    Ok(bytes)
+}
+
+fn read_growing(file: File, path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    read_into(&mut bytes, file, path, bytes_max)?;
+    Ok(bytes)
+}
+
+pub(super) fn read_into(
+    bytes: &mut Vec<u8>,
+    file: impl Read,
+    path: &Path,
+    bytes_max: usize,
+) -> Result<(), FileError> {
     file.take(bytes_max as u64 + 1)
-        .read_to_end(&mut bytes)
+        .read_to_end(bytes)
         .map_err(|source| FileError::Read {
             path: path.to_owned(),
             source,
@@ -194,7 +248,7 @@ fn read_bounded(
             bytes_max,
         });
     }
-    Ok(bytes)
+    Ok(())
 }
 
 fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
