@@ -128,7 +128,9 @@ impl GateProgram {
 }
 
 /// Fills the free descriptor numbers below a bound for a moment.
-struct Reserve(#[expect(dead_code, reason = "held, not read")] Vec<OwnedFd>);
+struct Reserve {
+    _held: Vec<OwnedFd>,
+}
 
 impl Reserve {
     fn below(bound: i32, any: BorrowedFd<'_>) -> io::Result<Self> {
@@ -137,7 +139,7 @@ impl Reserve {
         loop {
             let fd = rustix::io::fcntl_dupfd_cloexec(any, 0)?;
             if fd.as_raw_fd() >= bound {
-                return Ok(Self(held));
+                return Ok(Self { _held: held });
             }
             held.push(fd);
         }

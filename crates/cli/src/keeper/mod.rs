@@ -82,7 +82,7 @@ pub(crate) struct Setup {
 pub(crate) type Reload = Box<dyn FnMut() -> anyhow::Result<(ServerConfig, Box<dyn Policy>)>>;
 
 /// Signs with the Ed25519 host key.
-pub(crate) type Sign = Box<dyn Fn(&[u8]) -> anyhow::Result<[u8; 64]>>;
+pub(crate) type Sign = Box<dyn Fn(&[u8]) -> [u8; 64]>;
 
 /// The host key, as far as the keeper needs it.
 pub(crate) struct HostKeySigner {
@@ -209,7 +209,7 @@ impl Keeper {
     fn handle(&mut self, token: Token) {
         match token {
             Token::Signals => self.read_signals(),
-            Token::Lifeline => self.lifeline_cut(),
+            Token::Lifeline => self.read_lifeline(),
             Token::GateGone => self.gate_gone(),
             Token::Worker(index) => self.read_worker(index),
             Token::Signer(index) => self.read_signer(index),

@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(of("ls", "PATH=/a:/b"), [c("/a/ls"), c("/b/ls")]);
         assert_eq!(of("ls", "PATH=:/b:"), [c("./ls"), c("/b/ls"), c("./ls")]);
         assert_eq!(of("./ls", "PATH=/a"), [c("./ls")]);
-        assert_eq!(of("", "PATH=/a"), []);
+        assert_eq!(of("", "PATH=/a"), [] as [CString; 0]);
         assert_eq!(of("ls", "Y=1").last(), Some(&c("/bin/ls")));
     }
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 
 use super::{Keeper, ORPHANS_AFTER, Timer};
@@ -82,8 +83,20 @@ impl Keeper {
         }
     }
 
+    /// The lifeline has something to say; only its end matters.
+    pub(super) fn read_lifeline(&mut self) {
+        let Some(lifeline) = &self.lifeline else {
+            return;
+        };
+        match rustix::io::read(lifeline, &mut [0; 512]) {
+            Ok(0) => self.lifeline_cut(),
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.lifeline_cut(),
+        }
+    }
+
     /// Whoever this keeper serves is gone.
-    pub(super) fn lifeline_cut(&mut self) {
+    fn lifeline_cut(&mut self) {
         if let Some(lifeline) = self.lifeline.take() {
             let _ = epoll::delete(&self.epoll, &lifeline);
         }

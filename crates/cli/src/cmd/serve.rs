@@ -1,0 +1,366 @@
+//! `bowline serve`: opens the listening sockets and the host key, says where
+//! it listens, then becomes the keeper.
+//!
+//! The configuration, already read, enters; one line `listening ADDRESS` per
+//! socket leaves on stdout, and the exit status at the end.
+
+use std::ffi::{CString, OsString};
+use std::fs::Permissions;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use bowline::credentials::host_key::HostKey;
+use bowline::net::tls::{self, HostSigner};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::config::ServerConfig;
+use crate::inherited;
+use crate::keeper::policy::Policy;
+use crate::keeper::{self, GateCommand, HostKeySigner, Reload, Setup};
+
+/// Connections that the kernel holds for the gate; it takes less where
+/// net.core.somaxconn is lower.
+const BACKLOG: i32 = 4096;
+/// What a service manager tells this process alone.
+const NOT_INHERITED: [&str; 6] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// What `bowline serve` was asked to do.
+pub(crate) struct Serve {
+    /// The configuration.
+    pub(crate) config: ServerConfig,
+    /// Decides who is let in.
+    pub(crate) policy: Box<dyn Policy>,
+    /// Reads the configuration again.
+    pub(crate) reload: Reload,
+    /// Serve one session on standard input and output and listen nowhere.
+    pub(crate) stdio: bool,
+    /// End when the other end of standard input closes.
+    pub(crate) lifeline: bool,
+    /// How often `-v` was given, for the gate too.
+    pub(crate) verbose: u8,
+}
+
+/// Serves until a signal, the end of the lifeline or of the one session.
+///
+/// # Errors
+/// Where an address, the host key or the state directory cannot be used.
+pub(crate) fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
+    let config = serve.config;
+    let host_key = host_key(&config.host_key)?;
+    let lifeline = serve.lifeline.then(|| own_end(rustix::stdio::stdin()));
+    let lifeline = lifeline.transpose().context("the lifeline")?;
+    let mut unix_paths = UnixPaths::default();
+    let listeners = if serve.stdio {
+        standard_streams().context("standard input and output")?
+    } else {
+        let listeners = listen_all(&config.listen, &mut unix_paths)?;
+        announce(&listeners);
+        listeners
+    };
+    let gate = gate_command(config.gate.workers.max(1), serve.verbose)?;
+    let ended = keeper::serve(Setup {
+        config,
+        listeners,
+        stdio: serve.stdio,
+        policy: serve.policy,
+        host_key,
+        reload: serve.reload,
+        lifeline,
+        gate,
+    });
+    drop(unix_paths);
+    ended
+}
+
+/// The host key in the hands of the keeper; the gate gets signatures alone.
+#[derive(Debug)]
+struct Holder(HostKey);
+
+impl HostSigner for Holder {
+    fn sign(&self, message: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(self.0.sign(message).to_vec())
+    }
+}
+
+fn host_key(path: &Path) -> anyhow::Result<HostKeySigner> {
+    let key = HostKey::load_or_create(path).context("the host key")?;
+    let public = key.public().ed25519();
+    let public = public.with_context(|| format!("{} is no Ed25519 key", path.display()))?;
+    let holder = Arc::new(Holder(key));
+    let certificate = tls::self_signed(public, Arc::clone(&holder) as Arc<dyn HostSigner>);
+    Ok(HostKeySigner {
+        certificate: certificate.context("the certificate of the host key")?,
+        sign: Box::new(move |message| holder.0.sign(message)),
+    })
+}
+
+/// Moves standard input and output away: what this process says itself must
+/// not end up in the session.
+fn standard_streams() -> io::Result<Vec<(String, OwnedFd)>> {
+    let streams = [
+        ("stdio".to_owned(), own_end(rustix::stdio::stdin())?),
+        ("stdio".to_owned(), own_end(rustix::stdio::stdout())?),
+    ];
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(streams.into())
+}
+
+fn own_end(fd: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
+}
+
+fn gate_command(workers: u16, verbose: u8) -> anyhow::Result<GateCommand> {
+    let c_string = |text: OsString| CString::new(text.into_vec());
+    let name = std::env::args_os()
+        .next()
+        .unwrap_or_else(|| "bowline".into());
+    let mut argv = vec![
+        name,
+        "gate".into(),
+        "--workers".into(),
+        workers.to_string().into(),
+    ];
+    argv.extend((0..verbose).map(|_| "-v".into()));
+    let variables =
+        std::env::vars_os().filter(|(name, _)| !NOT_INHERITED.iter().any(|n| name == n));
+    let variables = variables.map(|(name, value)| [name, value].join("=".as_ref()));
+    Ok(GateCommand {
+        argv: argv.into_iter().map(c_string).collect::<Result<_, _>>()?,
+        envp: variables.map(c_string).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The sockets that a service manager passed, or else those of the configuration.
+fn listen_all(
+    addresses: &[String],
+    unix_paths: &mut UnixPaths,
+) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+    let passed = sd_notify::listen_fds().context("LISTEN_FDS")?;
+    if passed.len() > 0 {
+        return passed
+            .map(|number| activated(number).context("LISTEN_FDS"))
+            .collect();
+    }
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let opened = listen(address, unix_paths);
+        listeners.extend(opened.with_context(|| format!("cannot listen on {address}"))?);
+    }
+    if listeners.is_empty() {
+        bail!("there is no address to listen on; name one with --listen");
+    }
+    Ok(listeners)
+}
+
+/// A socket that the service manager opened (sd_listen_fds(3)).
+fn activated(number: i32) -> anyhow::Result<(String, OwnedFd)> {
+    let socket = inherited::take(number).with_context(|| format!("descriptor {number}"))?;
+    let is_listening = sockopt::socket_acceptconn(&socket)
+        .with_context(|| format!("descriptor {number} is no socket"))?;
+    if !is_listening || sockopt::socket_type(&socket)? != SocketType::STREAM {
+        bail!("descriptor {number} is no listening stream socket");
+    }
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    let name = match sockopt::socket_domain(&socket)? {
+        AddressFamily::UNIX => {
+            let listener = UnixListener::from(socket.try_clone()?);
+            let address = listener.local_addr()?;
+            format!(
+                "unix:{}",
+                address.as_pathname().unwrap_or(Path::new("")).display()
+            )
+        }
+        _ => tcp_name(&TcpListener::from(socket.try_clone()?))?,
+    };
+    Ok((name, socket))
+}
+
+fn listen(address: &str, unix_paths: &mut UnixPaths) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let socket = unix_paths.listen(Path::new(path))?;
+        return Ok(vec![(address.to_owned(), socket)]);
+    }
+    let Some(place) = address.strip_prefix("tcp://") else {
+        bail!("an address is tcp://HOST:PORT or unix:PATH");
+    };
+    let addresses = place.to_socket_addrs()?;
+    addresses.map(|address| Ok(listen_tcp(address)?)).collect()
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<(String, OwnedFd)> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        // [::] is every address of this machine, those of IPv4 too.
+        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    let listener = TcpListener::from(socket);
+    Ok((tcp_name(&listener)?, listener.into()))
+}
+
+/// With the port that the kernel chose where 0 was asked for.
+fn tcp_name(listener: &TcpListener) -> io::Result<String> {
+    Ok(format!("tcp://{}", listener.local_addr()?))
+}
+
+fn announce(listeners: &[(String, OwnedFd)]) {
+    let mut stdout = io::stdout().lock();
+    for (name, _) in listeners {
+        // Whoever started the server need not listen to it.
+        let _ = writeln!(stdout, "listening {name}");
+    }
+    let _ = stdout.flush();
+}
+
+/// The socket files of this process, removed at its end.
+#[derive(Debug, Default)]
+struct UnixPaths {
+    made: Vec<(PathBuf, u64, u64)>,
+}
+
+impl UnixPaths {
+    /// Listens on a path. As root everybody may connect, because the peer's uid
+    /// decides who is let in; else only this user may.
+    fn listen(&mut self, path: &Path) -> anyhow::Result<OwnedFd> {
+        remove_stale(path)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let kind = SocketType::STREAM;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        let address = UnixAddr::from_pathname(path)?;
+        let address = address.as_pathname().context("an address without a path")?;
+        let address = rustix::net::SocketAddrUnix::new(address)?;
+        // Nobody may connect between bind and the mode that is meant.
+        let before = rustix::process::umask(Mode::from_raw_mode(0o777));
+        let bound = rustix::net::bind(&socket, &address);
+        rustix::process::umask(before);
+        bound?;
+        let meta = std::fs::symlink_metadata(path)?;
+        self.made.push((path.to_owned(), meta.dev(), meta.ino()));
+        let mode = if rustix::process::geteuid().is_root() {
+            0o666
+        } else {
+            0o600
+        };
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(socket)
+    }
+}
+
+impl Drop for UnixPaths {
+    fn drop(&mut self) {
+        for (path, dev, ino) in &self.made {
+            // Another server may have put its own there meanwhile.
+            let same = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == (*dev, *ino);
+            if std::fs::symlink_metadata(path).is_ok_and(same) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Removes the socket of a server that is gone, and nothing else.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if !meta.file_type().is_socket() {
+        bail!("there is a file that is no socket");
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("another server listens there"),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(std::fs::remove_file(path)?)
+        }
+        Err(error) => Err(error).context("there is a socket that cannot be checked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_of_nobody_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let mut first = UnixPaths::default();
+        let listener = first.listen(&path).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode() & 0o777;
+        let expected = if rustix::process::geteuid().is_root() {
+            0o666
+        } else {
+            0o600
+        };
+        assert_eq!(mode, expected);
+        UnixStream::connect(&path).unwrap();
+        let mut second = UnixPaths::default();
+        let error = second.listen(&path).unwrap_err();
+        assert!(error.to_string().contains("another server"), "{error}");
+        drop(second);
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        drop(first);
+        assert!(!path.exists());
+        std::fs::write(&path, "text").unwrap();
+        assert!(UnixPaths::default().listen(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+    }
+
+    #[test]
+    fn the_port_that_was_chosen_is_named() {
+        let mut paths = UnixPaths::default();
+        let opened = listen("tcp://127.0.0.1:0", &mut paths).unwrap();
+        let [(name, _socket)] = &opened[..] else {
+            panic!("{opened:?}");
+        };
+        let place = name.strip_prefix("tcp://").unwrap();
+        let address: SocketAddr = place.parse().unwrap();
+        assert_ne!(address.port(), 0);
+        std::net::TcpStream::connect(address).unwrap();
+        assert!(listen("127.0.0.1:0", &mut paths).is_err());
+        assert!(listen("tcp://127.0.0.1", &mut paths).is_err());
+    }
+
+    #[test]
+    fn every_address_means_both_families() {
+        let Ok((name, _socket)) = listen_tcp("[::]:0".parse().unwrap()) else {
+            // This machine has no IPv6 at all.
+            return;
+        };
+        let port = name.rsplit(':').next().unwrap();
+        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    }
+}
