@@ -12,11 +12,17 @@
 //!              └── Ended ── jobs ◄── journal, cgroup, tree ◄── pidfd ┘
 //! ```
 
+pub(crate) mod account;
+pub(crate) mod authenticate;
+mod become_user;
 mod cgroup;
+mod environment;
 mod gate;
+mod grant_file;
 mod grants;
 mod jobs;
 mod journal;
+mod local_time;
 pub(crate) mod policy;
 mod program;
 mod requests;
