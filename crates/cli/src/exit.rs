@@ -1,6 +1,10 @@
 //! From an error to what a person is told, and the status to exit with.
 
+use std::io::Write as _;
+use std::process::ExitCode;
+
 use anyhow::Context as _;
+use bowline::client::ClientError;
 use bowline_proto::id::JobId;
 
 /// The status for flags and files that make no sense: nothing was asked of anybody.
@@ -41,6 +45,27 @@ pub(crate) fn hint(code: &str, host: &str) -> Option<String> {
         "too_many_jobs" | "out_of_resources" => "try again when others have ended".to_owned(),
         _ => return None,
     })
+}
+
+/// Tells a person why a command did not reach its server, and gives the status for it.
+pub(crate) fn failed(host: &str, error: &ClientError) -> ExitCode {
+    eprintln!("bowline: {host}: {} [{}]", chain(error), error.code());
+    if let Some(hint) = hint(error.code(), host) {
+        eprintln!("  hint: {hint}");
+    }
+    ExitCode::from(u8::MAX)
+}
+
+/// Writes to stdout. A reader that has gone (`| head`) wants no more and is no error.
+///
+/// # Errors
+/// As write(2), but for EPIPE.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("stdout"),
+        _ => Ok(()),
+    }
 }
 
 /// 128 random bits.
