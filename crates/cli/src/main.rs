@@ -5,6 +5,7 @@ mod config;
 mod duration;
 mod exit;
 mod gate;
+mod hosts;
 mod inherited;
 mod ipc;
 mod keeper;
@@ -32,6 +33,12 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(Box<cmd::run::RunFlags>),
+    Jobs(Box<cmd::jobs::JobsFlags>),
+    Kill(Box<cmd::kill::KillFlags>),
+    Ping(Box<cmd::ping::PingFlags>),
+    Keygen(cmd::keygen::KeygenFlags),
+    Trust(cmd::trust::TrustFlags),
+    Authorize(cmd::authorize::AuthorizeFlags),
     /// The network side of a server; started by `bowline serve` alone
     #[command(hide = true)]
     Gate {
@@ -55,6 +62,12 @@ fn main() -> ExitCode {
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(flags) => wait_for(cmd::run::run(*flags, cli.quiet)),
+        Command::Jobs(flags) => wait_for(cmd::jobs::jobs(*flags)),
+        Command::Kill(flags) => wait_for(cmd::kill::kill(*flags)),
+        Command::Ping(flags) => wait_for(cmd::ping::ping(*flags)),
+        Command::Keygen(flags) => cmd::keygen::keygen(&flags),
+        Command::Trust(flags) => wait_for(cmd::trust::trust(flags)),
+        Command::Authorize(flags) => cmd::authorize::authorize(&flags),
         Command::Gate { workers } => gate::main(workers),
     }
 }

@@ -1,5 +1,11 @@
 //! The commands, a file each: what their flags are and what they do.
 
+pub(crate) mod authorize;
 pub(crate) mod dial;
+pub(crate) mod jobs;
+pub(crate) mod keygen;
+pub(crate) mod kill;
+pub(crate) mod ping;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod trust;

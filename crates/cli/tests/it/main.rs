@@ -1,4 +1,5 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
+mod run;
 mod scenarios;
 mod server;

@@ -344,7 +344,7 @@ fn the_same_here_and_through_bowline() {
     let server = Server::start();
     let all = scenarios();
     assert!(all.len() > 300, "{}", all.len());
-    let wrong = differences(&all, server.home(), |scenario, index| {
+    let wrong = differences(&all, &server.home(), |scenario, index| {
         through(scenario, &server, index)
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -360,13 +360,13 @@ fn the_comparison_can_fail() {
         .collect();
     let found = |defect: &dyn Fn(&mut Seen)| {
         let runner = |scenario: &Scenario, _| {
-            let mut seen = directly(scenario, server.home());
+            let mut seen = directly(scenario, &server.home());
             defect(&mut seen);
             seen
         };
         let wrong: Vec<_> = few
             .iter()
-            .filter(|scenario| directly(scenario, server.home()) != runner(scenario, 0))
+            .filter(|scenario| directly(scenario, &server.home()) != runner(scenario, 0))
             .collect();
         wrong.len()
     };
@@ -390,6 +390,6 @@ fn the_comparison_can_fail() {
     };
     let mut quoted = Vec::new();
     arguments(&mut quoted);
-    let wrong = differences(&quoted, server.home(), joined);
+    let wrong = differences(&quoted, &server.home(), joined);
     assert!(wrong.len() > 5, "joined arguments: {wrong:?}");
 }
