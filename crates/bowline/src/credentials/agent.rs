@@ -115,26 +115,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub fn keys(&self) -> Result<Vec<AgentKey>, AgentError> {
-        let reply = self.ask(&[REQUEST_IDENTITIES], LIST_TIMEOUT)?;
-        let mut reader = Reader::new(&reply);
-        if reader.byte()? != IDENTITIES_ANSWER {
-            return Err(AgentError::Unexpected);
-        }
-        let count = usize::try_from(reader.number()?).unwrap_or(usize::MAX);
-        let mut keys = Vec::new();
-        for _ in 0..count.min(KEYS_MAX) {
-            let (blob, comment) = (reader.string()?, reader.string()?);
-            let usable = PublicKey::from_blob(blob)
-                .ok()
-                .filter(|key| key.algorithm().is_supported() && key.check_size().is_ok());
-            if let Some(key) = usable {
-                keys.push(AgentKey {
-                    key,
-                    comment: printable(comment),
-                });
-            }
-        }
-        Ok(keys)
+        parse_keys(&self.ask(&[REQUEST_IDENTITIES], LIST_TIMEOUT)?)
     }
 
     /// Has a message signed as a proof, in [`NAMESPACE`], and gives the SSHSIG blob, which was checked.
@@ -262,6 +243,28 @@ impl Write for Timed {
     }
 }
 
+fn parse_keys(reply: &[u8]) -> Result<Vec<AgentKey>, AgentError> {
+    let mut reader = Reader::new(reply);
+    if reader.byte()? != IDENTITIES_ANSWER {
+        return Err(AgentError::Unexpected);
+    }
+    let count = usize::try_from(reader.number()?).unwrap_or(usize::MAX);
+    let mut keys = Vec::new();
+    for _ in 0..count.min(KEYS_MAX) {
+        let (blob, comment) = (reader.string()?, reader.string()?);
+        let usable = PublicKey::from_blob(blob)
+            .ok()
+            .filter(|key| key.algorithm().is_supported() && key.check_size().is_ok());
+        if let Some(key) = usable {
+            keys.push(AgentKey {
+                key,
+                comment: printable(comment),
+            });
+        }
+    }
+    Ok(keys)
+}
+
 fn broken(error: io::Error) -> AgentError {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => AgentError::Timeout,
@@ -385,6 +388,24 @@ mod tests {
             result,
             Err(AgentError::Signature(VerifyError::Sha1))
         ));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_list_of_keys_is_survived(mut reply: Vec<u8>, count in 0u32..4, real: bool) {
+            if real {
+                let key = PublicKey::from_ed25519(&[5; 32]);
+                let mut listed = vec![IDENTITIES_ANSWER];
+                ssh_wire::put_number(&mut listed, count);
+                ssh_wire::put_string(&mut listed, key.blob());
+                ssh_wire::put_string(&mut listed, b"comment");
+                listed.append(&mut reply);
+                reply = listed;
+            }
+            if let Ok(keys) = parse_keys(&reply) {
+                proptest::prop_assert!(keys.len() <= count as usize || !real);
+            }
+        }
     }
 
     #[test]

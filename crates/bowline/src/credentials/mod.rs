@@ -26,6 +26,7 @@ pub mod keygen;
 pub mod line_file;
 pub mod places;
 pub mod private_file;
+mod private_group;
 pub mod private_key;
 pub mod secret;
 pub mod signer;

@@ -93,4 +93,23 @@ mod tests {
             assert_eq!(split(line), Err(OpenQuote), "{line}");
         }
     }
+
+    proptest::proptest! {
+        /// Words written in quotes come back as they were.
+        #[test]
+        fn quoted_words_come_back(words in proptest::collection::vec("[ -~]{0,12}", 0..5)) {
+            let quoted = words.iter().map(|word| {
+                let escaped = word.replace('\\', "\\\\").replace('"', "\\\"");
+                format!(" \"{escaped}\"")
+            });
+            let line = format!("Keyword{}", quoted.collect::<String>());
+            proptest::prop_assert_eq!(split(&line), Ok(Some(("keyword".to_owned(), words))));
+        }
+
+        #[test]
+        fn any_line_is_survived(line in r#"[a-z=" '\\#\t]{0,40}"#, other: String) {
+            let _ = split(&line);
+            let _ = split(&other);
+        }
+    }
 }

@@ -197,7 +197,7 @@ fn including_without_end_is_an_error() {
 fn unsafe_and_malformed_files_are_refused() {
     let home = config("User x\n");
     let path = home.path("config");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o664)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o646)).unwrap();
     assert!(matches!(
         home.try_lookup("h"),
         Err(SshConfigError::File(FileError::WritableByOthers { .. }))
