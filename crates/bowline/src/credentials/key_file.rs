@@ -472,4 +472,31 @@ mod tests {
             Err(KeyFileError::TooManyRounds { rounds: u32::MAX })
         ));
     }
+
+    proptest::proptest! {
+        /// Whatever stands in a file, it is refused or it is a key whose halves belong together.
+        #[test]
+        fn any_file_is_survived(
+            changes in proptest::collection::vec((0usize..1000, proptest::prelude::any::<u8>()), 0..4),
+            cut in 0usize..1000,
+            tail: Vec<u8>,
+        ) {
+            let text = write(&key(), "c", None).unwrap();
+            let mut bytes = unarmour(text.as_bytes()).unwrap();
+            let length = bytes.len();
+            for (at, value) in changes {
+                bytes[at % length] = value;
+            }
+            bytes.truncate(cut.min(length));
+            bytes.extend_from_slice(&tail);
+            for text in [armour(&bytes).as_bytes(), &tail] {
+                if let Ok(file) = KeyFile::parse(text) {
+                    // With a passphrase the rounds that a file may ask for would take minutes.
+                    if let Ok(key) = file.open() {
+                        proptest::prop_assert_eq!(key.public(), file.public());
+                    }
+                }
+            }
+        }
+    }
 }

@@ -12,18 +12,25 @@
 //! | [`trust`] | the client: whether a host's key is the right one |
 //! | [`secret`] | both: a secret that client and server share |
 //! | [`keygen`], [`authorize`] | the commands of these names |
+//! | [`identity`], [`signer`], [`agent`] | the client: which keys it offers, and what signs with them |
+//! | [`ssh_config`] | the client: what ssh is told about a host |
 //! | [`places`] | where a user's keys and hosts lie |
 //! | [`private_file`], [`line_file`] | files that others must not read or change, and files that grow by lines |
 
+pub mod agent;
 pub mod authorize;
 pub mod host_key;
+pub mod identity;
 pub mod key_file;
 pub mod keygen;
 pub mod line_file;
 pub mod places;
 pub mod private_file;
+mod private_group;
 pub mod private_key;
 pub mod secret;
+pub mod signer;
+pub mod ssh_config;
 pub mod trust;
 pub mod verify;
 

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
+use super::private_group;
+
 /// Who may own a private file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -125,13 +127,16 @@ pub fn read_trusted(path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError>
     read_growing(file, path, bytes_max)
 }
 
-/// Refuses a file that group or others may write, or that belongs to neither this user nor root.
+/// Refuses a file that somebody else may write, or that belongs to neither this user nor root.
+///
+/// A group may write it if its owner is alone in the group, as many systems give every user such a group.
 ///
 /// # Errors
 /// [`FileError::WritableByOthers`], [`FileError::ForeignOwner`].
 pub fn check_writers(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o022 != 0 {
+    let group = mode & 0o020 != 0 && !private_group::is_alone(metadata.uid(), metadata.gid());
+    if mode & 0o002 != 0 || group {
         return Err(FileError::WritableByOthers {
             path: path.to_owned(),
             mode,

@@ -96,7 +96,7 @@ fn what_the_server_would_refuse_is_not_added() {
 fn a_file_that_others_may_change_is_left_alone() {
     let home = Home::new();
     let key = PublicKey::from_ed25519(&[1; 32]);
-    let file = home.write("authorized_keys", "# no end of line", 0o664);
+    let file = home.write("authorized_keys", "# no end of line", 0o646);
     assert!(matches!(
         authorize(&file, &key, "", None),
         Err(AuthorizeError::File(FileError::WritableByOthers { .. }))

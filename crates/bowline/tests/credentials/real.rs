@@ -153,3 +153,55 @@ pub(crate) fn succeeded(output: &Output) -> String {
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// An ssh-agent of the test's own, ended with it.
+pub(crate) struct RunningAgent {
+    child: std::process::Child,
+    socket: PathBuf,
+}
+
+impl RunningAgent {
+    /// Starts an agent and waits until it listens.
+    pub(crate) fn start(home: &Home) -> RunningAgent {
+        use std::io::BufRead as _;
+        let socket = home.join("agent.socket");
+        let mut child = home
+            .command("ssh-agent")
+            .args(["-D", "-a"])
+            .arg(&socket)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says where it listens once it does.
+        let stdout = child.stdout.as_mut().unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(stdout)
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.contains("SSH_AUTH_SOCK"), "{line}");
+        RunningAgent { child, socket }
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Runs ssh-add with these arguments.
+    pub(crate) fn add<S: AsRef<OsStr>>(&self, home: &Home, args: impl IntoIterator<Item = S>) {
+        let output = home
+            .command("ssh-add")
+            .arg("-q")
+            .args(args)
+            .env("SSH_AUTH_SOCK", &self.socket)
+            .output()
+            .unwrap();
+        succeeded(&output);
+    }
+}
+
+impl Drop for RunningAgent {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}

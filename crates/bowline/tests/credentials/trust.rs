@@ -238,7 +238,7 @@ fn files_that_others_may_change_are_not_relied_on() {
         database.unusable(),
         [FileError::WritableByOthers { mode: 0o666, path }] if *path == ssh
     ));
-    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o620)).unwrap();
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o602)).unwrap();
     assert!(matches!(
         HostDatabase::load(&own, &[]),
         Err(TrustError::File(FileError::WritableByOthers { .. }))
