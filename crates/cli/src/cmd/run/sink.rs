@@ -193,7 +193,8 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     fn leaked(fd: OwnedFd) -> BorrowedFd<'static> {
-        Box::leak(Box::new(fd)).as_fd()
+        let fd: &'static OwnedFd = Box::leak(Box::new(fd));
+        fd.as_fd()
     }
 
     #[tokio::test]
