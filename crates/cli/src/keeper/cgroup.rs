@@ -2,10 +2,10 @@
 //! process of a job for certain (cgroups(7), `cgroup.kill`).
 //!
 //! Owns one folder below the keeper's own cgroup and the groups in it. A group
-//! is used again for another job once it is empty: making one costs more than
-//! starting a program in it. No controller is ever enabled here, so nothing is
+//! is used again for another job once it is empty, unless it was killed. No controller is ever enabled here, so nothing is
 //! limited or accounted, and the keeper may stay in the parent.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -40,6 +40,10 @@ pub(crate) struct Cgroups {
 pub(crate) struct Cgroup {
     folder: OwnedFd,
     path: PathBuf,
+    /// A group that was killed once kills whatever is cloned into it later: seen on
+    /// Linux 6.18, where the child of clone3(2) is compared with the kills that its
+    /// parent's group has seen, not its own (cgroup_post_fork).
+    killed: Cell<bool>,
 }
 
 impl Cgroups {
@@ -74,7 +78,7 @@ impl Cgroups {
             if group.is_reusable() {
                 return Some(group);
             }
-            self.lingering.push_back(group);
+            self.put_away(group);
         }
         self.made += 1;
         let path = self.folder.as_ref()?.join(format!("job-{}", self.made));
@@ -83,12 +87,18 @@ impl Cgroups {
 
     /// Takes back the group of a job that is over.
     pub(crate) fn give_back(&mut self, group: Cgroup) {
-        if !group.is_reusable() {
-            self.lingering.push_back(group);
-        } else if self.free.len() < FREE_MAX {
+        if group.is_reusable() && self.free.len() < FREE_MAX {
             self.free.push(group);
         } else {
+            self.put_away(group);
+        }
+    }
+
+    fn put_away(&mut self, group: Cgroup) {
+        if group.is_empty() {
             group.remove();
+        } else {
+            self.lingering.push_back(group);
         }
     }
 
@@ -114,7 +124,11 @@ impl Cgroup {
         fs::create_dir(&path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(folder) => Ok(Self { folder, path }),
+            Ok(folder) => Ok(Self {
+                folder,
+                path,
+                killed: Cell::new(false),
+            }),
             Err(error) => {
                 let _ = fs::remove_dir(&path);
                 Err(error.into())
@@ -133,6 +147,7 @@ impl Cgroup {
     /// # Errors
     /// Where the kernel is older than 5.14.
     pub(crate) fn kill(&self) -> io::Result<()> {
+        self.killed.set(true);
         self.open("cgroup.kill", OFlags::WRONLY)?.write_all(b"1")
     }
 
@@ -149,6 +164,10 @@ impl Cgroup {
     }
 
     fn is_reusable(&self) -> bool {
+        !self.killed.get() && self.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
         let mut events = String::new();
         let read = |mut file: fs::File| file.read_to_string(&mut events);
         let readable = self.open("cgroup.events", OFlags::RDONLY).and_then(read);

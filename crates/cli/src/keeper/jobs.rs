@@ -4,7 +4,7 @@
 //!            exec              main process ends          gate: Released
 //! Starting ───────► Running ──────────────────────► Ended ───────────────► (forgotten)
 //!    │ cannot                                         ▲
-//!    └────────────► Failed ── reaped ► (forgotten)    └ the rest of its tree may live on
+//!    └────────────► (forgotten: nothing ran)          └ the rest of its tree may live on
 //! ```
 //!
 //! The keeper's duplicates of a job's pipes stay open until the gate asks for
@@ -44,6 +44,8 @@ pub(super) struct Jobs {
     by_serial: BTreeMap<Serial, Job>,
     by_id: HashMap<JobId, Serial>,
     per_user: HashMap<u32, u32>,
+    /// Children that could not execute their program and are not reaped yet.
+    failed: HashMap<Serial, (OwnedFd, Option<Cgroup>)>,
     last: u64,
 }
 
@@ -77,7 +79,6 @@ pub(super) struct Job {
 enum JobPhase {
     Starting(Pending),
     Running,
-    Failed,
     Ended(EndRecord),
 }
 
@@ -323,19 +324,15 @@ impl Keeper {
             return;
         };
         let progress = pending.progress();
-        let phase = match progress {
-            Progress::Waiting => return,
-            Progress::Running => JobPhase::Running,
-            Progress::Failed(..) => JobPhase::Failed,
-        };
-        if let JobPhase::Starting(pending) = std::mem::replace(&mut job.phase, phase) {
+        if progress == Progress::Waiting {
+            return;
+        }
+        if let JobPhase::Starting(pending) = std::mem::replace(&mut job.phase, JobPhase::Running) {
             let _ = epoll::delete(&self.epoll, pending.status());
             self.stacks.give_back(pending);
         }
         match progress {
-            Progress::Failed(stage, errno) => {
-                self.tell_not_started(serial, not_started(stage, errno))
-            }
+            Progress::Failed(stage, errno) => self.job_failed(serial, not_started(stage, errno)),
             _ => self.tell_started(serial),
         }
     }
@@ -362,23 +359,34 @@ impl Keeper {
         }
     }
 
-    fn tell_not_started(&mut self, serial: Serial, why: NotStarted) {
+    /// Nothing ran: the job is forgotten, and only its child is still to be reaped.
+    fn job_failed(&mut self, serial: Serial, why: NotStarted) {
         self.timers.cancel(Timer::JobTimeout(serial));
         self.timers.cancel(Timer::JobKill(serial));
-        let Some(job) = self.jobs.get(serial) else {
+        let Some(mut job) = self.jobs.remove(serial) else {
             return;
         };
-        job.pipes = Pipes::default();
-        let (worker, id) = (job.worker, job.id);
-        let requests = std::mem::take(&mut job.requests);
-        self.record(Record::NotStarted { job: id });
-        for request in requests {
+        if let Some(pidfd) = job.pidfd.take() {
+            self.jobs.failed.insert(serial, (pidfd, job.cgroup.take()));
+        }
+        self.record(Record::NotStarted { job: job.id });
+        for request in job.requests {
             let answer = ToGate::NotStarted {
                 request,
-                job: id,
+                job: job.id,
                 why: why.clone(),
             };
-            self.send(worker, &answer, &[]);
+            self.send(job.worker, &answer, &[]);
+        }
+    }
+
+    fn failed_gone(&mut self, serial: Serial) {
+        if let Some((pidfd, cgroup)) = self.jobs.failed.remove(&serial) {
+            reap(pidfd.as_fd());
+            let _ = epoll::delete(&self.epoll, &pidfd);
+            cgroup
+                .into_iter()
+                .for_each(|cgroup| self.cgroups.give_back(cgroup));
         }
     }
 
@@ -387,7 +395,7 @@ impl Keeper {
         // Whether it executed its program is known by now, and said first.
         self.job_progress(serial);
         let Some(job) = self.jobs.get(serial) else {
-            return;
+            return self.failed_gone(serial);
         };
         let Some(pidfd) = job.pidfd.as_ref() else {
             return;
@@ -406,9 +414,6 @@ impl Keeper {
             let _ = epoll::delete(&self.epoll, &pidfd);
         }
         job.roots.main_reaped();
-        if matches!(job.phase, JobPhase::Failed) {
-            return self.forget_job(serial);
-        }
         let end = EndRecord {
             exited: exited(&status),
             cause: job.cause,

@@ -30,6 +30,8 @@ mod shutdown;
 mod sign;
 mod spawn;
 mod startup;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod tree;
 

@@ -81,9 +81,13 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         config,
         _lock: lock,
     };
-    keeper.watch(keeper.signals.as_fd(), Token::Signals)?;
+    keeper
+        .watch(keeper.signals.as_fd(), Token::Signals)
+        .context("epoll")?;
     if let Some(lifeline) = &keeper.lifeline {
-        keeper.watch(lifeline.as_fd(), Token::Lifeline)?;
+        keeper
+            .watch(lifeline.as_fd(), Token::Lifeline)
+            .context("the lifeline cannot be watched")?;
     }
     keeper.record_lost();
     Ok(keeper)
