@@ -46,7 +46,15 @@ pub trait Message: Serialize + DeserializeOwned {
     /// # Errors
     /// [`MessageError::Header`].
     fn from_header(header: &[u8]) -> Result<Self, MessageError> {
-        serde_json::from_slice(header).map_err(|source| MessageError::Header {
+        // serde reads an array as a struct too: a second way to write each header,
+        // that no other reader would know.
+        let blank = |byte: &&u8| b" \t\r\n".contains(byte);
+        let message = if header.iter().find(|byte| !blank(byte)) == Some(&b'{') {
+            serde_json::from_slice(header)
+        } else {
+            Err(serde::de::Error::custom("not a JSON object"))
+        };
+        message.map_err(|source| MessageError::Header {
             kind: Self::KIND,
             source,
         })

@@ -8,7 +8,8 @@
 //! that it waits for the window, and the receiver's own backlog is small, so
 //! the window and not the destination is what limits the stream. Neither a
 //! clock nor an estimate of the path is needed, and a slow destination keeps
-//! its window small. What a window grew by is drawn from a budget of the
+//! its window small. What the sender said before it knew of the last growth is
+//! no evidence for another: one doubling a round trip. What a window grew by is drawn from a budget of the
 //! connection and goes back there once the stream has ended and arrived.
 //!
 //! Offsets enter from frames, counts from the session; nothing here sees a byte
@@ -132,6 +133,9 @@ pub struct RecvFlow {
     /// Whether the sender's last frame said that it waits: what it said before is
     /// no evidence any more.
     blocked: bool,
+    /// Only what the sender says behind this offset was said in knowledge of the
+    /// window's last growth.
+    grown_behind: u64,
     ended: bool,
 }
 
@@ -151,6 +155,7 @@ impl RecvFlow {
             announced: offset,
             window: WINDOW_INITIAL,
             blocked: false,
+            grown_behind: offset,
             ended: false,
         }
     }
@@ -202,7 +207,7 @@ impl RecvFlow {
         }
         self.received = behind;
         self.ended = end;
-        self.blocked = blocked;
+        self.blocked = blocked && behind > self.grown_behind;
         Ok(())
     }
 
@@ -233,6 +238,7 @@ impl RecvFlow {
                 .min(*budget);
             *budget = budget.saturating_sub(growth);
             self.window = self.window.saturating_add(growth);
+            self.grown_behind = self.limit;
         }
         let offered = self.consumed.saturating_add(self.window);
         let worth = offered.saturating_sub(self.limit) >= self.window / 4;

@@ -49,6 +49,12 @@ impl ServerHandshake {
         }
     }
 
+    /// Whether the proofs have come and are to be decided.
+    #[cfg(test)]
+    pub(super) fn is_deciding(&self) -> bool {
+        self.state == State::Deciding
+    }
+
     /// What waits to be sent.
     pub fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox

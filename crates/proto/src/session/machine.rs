@@ -87,6 +87,13 @@ impl Session {
         self.channels.len()
     }
 
+    /// What is held of a start that is not whole.
+    #[cfg(test)]
+    pub(super) fn pending_bytes(&self) -> usize {
+        let pending = self.pending.as_ref();
+        pending.map_or(0, |pending| pending.payload.capacity())
+    }
+
     /// Looks at the frame at the start of `input`.
     ///
     /// # Errors

@@ -86,6 +86,12 @@ impl Outbox {
         }
     }
 
+    /// What both queues have allocated.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> (usize, usize) {
+        (self.control.capacity(), self.bulk.capacity())
+    }
+
     /// Gives back the space of both queues, where they are empty.
     pub fn shrink(&mut self) {
         if self.control.is_empty() {
