@@ -1,27 +1,51 @@
 //! From a TARGET to a connection: which address, which user, which keys.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bowline::client::{
-    self, Access, ClientError, Connection, Endpoint, HostTrust, Options, Proofs,
+    self, Access, ClientError, Connection, Endpoint, HostTrust, Options, Proofs, ServerProof,
 };
+use bowline::credentials::agent::Agent;
+use bowline::credentials::identity::{Identities, Search};
+use bowline::credentials::places::Places;
+use bowline::credentials::secret::Secret;
+use bowline::credentials::signer::{self, Signer};
+use bowline::credentials::ssh_config::{self, Asker, HostConfig};
+use bowline_proto::auth::{Binding, Proof, Role};
+use bowline_proto::limits::PROTOCOL;
+use zeroize::Zeroizing;
 
+use crate::duration;
+use crate::hosts::{Hosts, Mode};
 use crate::local::LocalServer;
+use crate::target::{DEFAULT_PORT, Target};
 
 /// The flags of every command that connects.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlags {
-    /// Prove yourself with this key file (may be given again)
-    #[arg(long, short = 'i', value_name = "FILE")]
+    /// Prove yourself with this key file alone (may be given again)
+    #[arg(long, short, value_name = "FILE")]
     pub(crate) identity: Vec<PathBuf>,
+    /// What to do about a host whose key is not known
+    #[arg(long, value_name = "MODE", default_value = "ask")]
+    pub(crate) trust: Mode,
+    /// Prove yourself with a shared secret instead of a key
+    #[arg(long, value_name = "FILE", conflicts_with = "identity")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// Give up when there is no connection after this time
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration::parse)]
+    pub(crate) connect_timeout: Duration,
 }
 
 /// Everything that is needed to connect, and to connect again.
 pub(crate) struct Dialer {
     endpoint: Endpoint,
     user: String,
-    proofs: Box<dyn Proofs>,
+    proofs: Proving,
     trust: Box<dyn HostTrust>,
     options: Options,
     /// The server of the target `local`, for as long as it is dialled.
@@ -34,33 +58,90 @@ impl Dialer {
     pub(crate) fn new(
         target: &str,
         user: Option<&str>,
-        _flags: &ConnectFlags,
+        flags: &ConnectFlags,
     ) -> anyhow::Result<Self> {
-        anyhow::ensure!(target == "local", "TARGET {target:?} is not known");
-        let mut local =
-            LocalServer::start().context("a server of its own for the target `local`")?;
-        let (endpoint, proofs, trust) = local.access()?;
+        let options = Options {
+            timeout: flags.connect_timeout,
+            ..Options::default()
+        };
+        let target = Target::parse(target)?;
+        if target == Target::Local {
+            return Self::local(user, options);
+        }
+        let places = Places::from_env().context("there is no home folder")?;
+        let host = host_config(&target, user, &places)?;
+        let secret = flags.secret_file.as_deref().map(Secret::load).transpose()?;
+        let trust = Hosts::new(&places, flags.trust, secret.is_some());
+        let endpoint = endpoint_of(&target, &host);
+        let proofs = match (&endpoint, secret) {
+            (_, Some(secret)) => Proving::Secret(secret),
+            // Whoever may open the socket, or start ssh, is known to the other end already.
+            (Endpoint::Unix(_) | Endpoint::Command(_), None) if flags.identity.is_empty() => {
+                Proving::Peer
+            }
+            _ => Proving::keys(&flags.identity, &places, &host)?,
+        };
+        Ok(Self {
+            user: user_of(&target, user, &host),
+            endpoint,
+            proofs,
+            trust: Box::new(trust),
+            options,
+            local: None,
+        })
+    }
+
+    fn local(user: Option<&str>, options: Options) -> anyhow::Result<Self> {
+        let mut local = LocalServer::start().context("a server of its own for the target `local`")?;
+        let (endpoint, key, trust) = local.access()?;
         Ok(Self {
             endpoint,
             user: user.unwrap_or_default().to_owned(),
-            proofs: Box::new(proofs),
+            proofs: Proving::Fresh(key),
             trust: Box::new(trust),
-            options: Options::default(),
+            options,
             local: Some(local),
         })
     }
 
-    /// Connects.
+    /// Connects. What the server makes of the proofs is not known yet.
     ///
     /// # Errors
     /// [`ClientError`].
     pub(crate) async fn dial(&mut self) -> Result<Connection, ClientError> {
         let access = Access {
             user: self.user.clone(),
-            proofs: &mut *self.proofs,
+            proofs: &mut self.proofs,
             trust: &mut *self.trust,
         };
         client::connect(&self.endpoint, access, &self.options).await
+    }
+
+    /// Connects and waits to be let in.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) async fn enter(&mut self) -> Result<Connection, ClientError> {
+        loop {
+            match self.try_enter().await {
+                Err(error) if self.has_other_proofs(&error) => {}
+                entered => return entered,
+            }
+        }
+    }
+
+    async fn try_enter(&mut self) -> Result<Connection, ClientError> {
+        let mut connection = self.dial().await?;
+        while !connection.is_granted() {
+            connection.next().await?;
+        }
+        Ok(connection)
+    }
+
+    /// Whether the next [`Self::dial`] would offer keys that the server, which
+    /// let nobody in for the last ones, has not seen.
+    pub(crate) fn has_other_proofs(&mut self, error: &ClientError) -> bool {
+        error.code() == "not_authenticated" && self.proofs.advance()
     }
 
     /// Ends what was started for the sake of the connection.
@@ -69,4 +150,180 @@ impl Dialer {
             local.finish();
         }
     }
+}
+
+/// The address of a TARGET alone, with what ssh's configuration says of it.
+///
+/// # Errors
+/// Where it is no target, or `local`, which has none before it is started.
+pub(crate) fn endpoint(target: &str) -> anyhow::Result<Endpoint> {
+    let target = Target::parse(target)?;
+    anyhow::ensure!(target != Target::Local, "the target `local` has fresh keys for each call");
+    let places = Places::from_env().context("there is no home folder")?;
+    let host = host_config(&target, None, &places)?;
+    Ok(endpoint_of(&target, &host))
+}
+
+/// What ~/.ssh/config says about the host. With `ssh:` that is ssh's business.
+fn host_config(
+    target: &Target,
+    user: Option<&str>,
+    places: &Places,
+) -> anyhow::Result<HostConfig> {
+    let Target::Host {
+        user: named, host, ..
+    } = target
+    else {
+        return Ok(HostConfig::default());
+    };
+    let files = [
+        places.home().join(".ssh/config"),
+        PathBuf::from("/etc/ssh/ssh_config"),
+    ];
+    let own = own_name();
+    let asker = Asker {
+        home: places.home(),
+        user: &own,
+        remote_user: user.or(named.as_deref()),
+    };
+    Ok(ssh_config::lookup(&files, host, &asker)?)
+}
+
+fn endpoint_of(target: &Target, config: &HostConfig) -> Endpoint {
+    match target {
+        Target::Host { host, port, .. } => {
+            let host = config.host_name.as_ref().unwrap_or(host);
+            Endpoint::Tcp(host.clone(), port.unwrap_or(DEFAULT_PORT))
+        }
+        Target::Unix(path) => Endpoint::Unix(path.clone()),
+        Target::Ssh { user, host, port } => {
+            Endpoint::Command(ssh(user.as_deref(), host, *port))
+        }
+        Target::Local => Endpoint::Unix(PathBuf::new()),
+    }
+}
+
+/// `ssh host bowline serve --stdio`, without a terminal and without anything forwarded.
+fn ssh(user: Option<&str>, host: &str, port: Option<u16>) -> Vec<OsString> {
+    let program = std::env::var_os("BOWLINE_SSH").unwrap_or_else(|| "ssh".into());
+    let remote = std::env::var_os("BOWLINE_SSH_REMOTE").unwrap_or_else(|| "bowline".into());
+    let mut argv: Vec<OsString> = vec![program, "-T".into(), "-x".into(), "-a".into()];
+    if let Some(port) = port {
+        argv.extend(["-p".into(), port.to_string().into()]);
+    }
+    if let Some(user) = user {
+        argv.extend(["-l".into(), user.into()]);
+    }
+    argv.extend(["--".into(), host.into(), remote, "serve".into(), "--stdio".into()]);
+    argv
+}
+
+fn user_of(target: &Target, flag: Option<&str>, config: &HostConfig) -> String {
+    let named = match target {
+        Target::Host { user, .. } => user.as_deref().or(config.user.as_deref()),
+        // ssh decides whom it is; there its server asks for nobody else.
+        Target::Ssh { .. } | Target::Unix(_) | Target::Local => None,
+    };
+    match (flag.or(named), target) {
+        (Some(user), _) => user.to_owned(),
+        (None, Target::Host { .. }) => own_name(),
+        (None, _) => String::new(),
+    }
+}
+
+fn own_name() -> String {
+    let own = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    own.ok().flatten().map(|user| user.name).unwrap_or_default()
+}
+
+/// What proves this client.
+enum Proving {
+    /// The uid of this process, as the kernel tells.
+    Peer,
+    Secret(Secret),
+    Keys {
+        rest: Box<Identities>,
+        now: Vec<Arc<dyn Signer>>,
+    },
+    Fresh(crate::local::FreshKey),
+}
+
+impl Proving {
+    fn keys(named: &[PathBuf], places: &Places, host: &HostConfig) -> anyhow::Result<Self> {
+        let mut rest = Identities::search(Search {
+            named,
+            places,
+            host,
+            agent: Agent::from_env(),
+            ask: Arc::new(ask_passphrase),
+        })?;
+        let now = rest.next_round().unwrap_or_default();
+        for problem in rest.problems() {
+            tracing::warn!("{}", crate::exit::chain(problem));
+        }
+        if now.is_empty() {
+            let problems = rest.problems().iter().map(|problem| crate::exit::chain(problem));
+            let problems: Vec<String> = problems.collect();
+            anyhow::bail!(
+                "there is no key to prove yourself with; `bowline keygen` makes one{}{}",
+                if problems.is_empty() { "" } else { "; " },
+                problems.join("; ")
+            );
+        }
+        Ok(Self::Keys {
+            rest: Box::new(rest),
+            now,
+        })
+    }
+
+    fn advance(&mut self) -> bool {
+        let Self::Keys { rest, now } = self else {
+            return false;
+        };
+        match rest.next_round() {
+            Some(round) => {
+                *now = round;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Proofs for Proving {
+    fn proofs(&mut self, binding: &Binding, user: &str) -> Vec<Proof> {
+        match self {
+            Self::Peer => vec![Proof::Peer],
+            Self::Secret(secret) => vec![secret.proof(binding, user, PROTOCOL)],
+            Self::Keys { now, .. } => {
+                for signer in now.iter() {
+                    tracing::info!(key = %signer.public_key(), "offering");
+                }
+                let (proofs, failed) = signer::proofs(binding, user, PROTOCOL, now);
+                for error in failed {
+                    eprintln!("bowline: {} [key_unusable]", crate::exit::chain(&error));
+                }
+                proofs
+            }
+            Self::Fresh(key) => key.proofs(binding, user),
+        }
+    }
+
+    fn server_proof(&mut self, binding: &Binding, user: &str) -> Option<ServerProof> {
+        match self {
+            Self::Secret(secret) => {
+                let code = secret.code(Role::Server, binding, user, PROTOCOL);
+                Some(ServerProof(code))
+            }
+            Self::Peer | Self::Keys { .. } | Self::Fresh(_) => None,
+        }
+    }
+}
+
+/// Asks on the terminal, and only there.
+fn ask_passphrase(path: &Path, attempt: u32) -> Option<Zeroizing<String>> {
+    std::fs::File::open("/dev/tty").ok()?;
+    let again = if attempt > 1 { " (that was not it)" } else { "" };
+    let prompt = format!("Passphrase of {}{again}: ", path.display());
+    rpassword::prompt_password(prompt).ok().map(Zeroizing::new)
 }

@@ -54,7 +54,7 @@ pub(crate) async fn jobs(flags: JobsFlags) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(dialer: &mut Dialer, flags: &JobsFlags) -> Result<Vec<JobRow>, ClientError> {
-    let mut connection = dialer.dial().await?;
+    let mut connection = dialer.enter().await?;
     connection.list(&List {
         ended: flags.all,
         count: flags.count,

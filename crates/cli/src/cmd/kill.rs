@@ -83,7 +83,7 @@ async fn ask(
     flags: &KillFlags,
     name: String,
 ) -> Result<Vec<JobRow>, ClientError> {
-    let mut connection = dialer.dial().await?;
+    let mut connection = dialer.enter().await?;
     let message = Signal {
         signal: flags.signal.unwrap_or(libc::SIGTERM),
         tree: flags.signal.is_none(),

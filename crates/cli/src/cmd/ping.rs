@@ -105,10 +105,7 @@ async fn measure(
     dialer: &mut Dialer,
     flags: &PingFlags,
 ) -> Result<(Vec<Duration>, Duration), ClientError> {
-    let mut connection = dialer.dial().await?;
-    while !connection.is_granted() {
-        connection.next().await?;
-    }
+    let mut connection = dialer.enter().await?;
     let mut under_way = HashMap::new();
     let mut times = Vec::new();
     let mut asked = 0;

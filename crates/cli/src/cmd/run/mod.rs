@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bowline::client::{ClientError, StartRequest};
+use bowline::driver::WireError;
 use bowline_proto::id::JobId;
 use bowline_proto::outcome::{Happened, Outcome};
 
@@ -79,10 +80,9 @@ pub(crate) async fn run(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode
     let status = flags.status_fd.map(inherited::take).transpose();
     let status = status.context("--status-fd")?;
     let job = exit::fresh_job_id()?;
-    let mut signals = Signals::new().context("signals")?;
     let mut relay = Relay::new(!flags.no_stdin, flags.json).context("stdin")?;
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
-    let report = attempts(&mut dialer, &request, job, &mut relay, &mut signals).await;
+    let report = attempts(&mut dialer, &request, job, &mut relay).await;
     let report = match report {
         Ok(exit) => Report::new(exit, &flags.target, job),
         Err((error, started)) => Report::without_exit(failed(&error, started), &flags.target, job),
@@ -98,21 +98,34 @@ async fn attempts(
     request: &StartRequest,
     job: JobId,
     relay: &mut Relay,
-    signals: &mut Signals,
 ) -> Result<bowline_proto::message::Exit, (ClientError, bool)> {
     let mut pause = RETRY_PAUSE;
     let mut attempt = 1;
+    // Until there is a connection, a signal does to this process what it does to any.
+    let mut signals = None;
     loop {
         let error = match dialer.dial().await {
             Err(error) => error,
-            Ok(mut connection) => match connection.start(job, request) {
-                Err(error) => return Err((error, false)),
-                Ok(channel) => match relay.follow(&mut connection, channel, signals).await {
-                    Ok(exit) => return Ok(exit),
-                    Err(error) => error,
-                },
-            },
+            Ok(mut connection) => {
+                let signals = match &mut signals {
+                    Some(signals) => signals,
+                    None => signals.insert(
+                        Signals::new().map_err(|error| (WireError::from(error).into(), false))?,
+                    ),
+                };
+                match connection.start(job, request) {
+                    Err(error) => return Err((error, false)),
+                    Ok(channel) => match relay.follow(&mut connection, channel, signals).await {
+                        Ok(exit) => return Ok(exit),
+                        Err(error) => error,
+                    },
+                }
+            }
         };
+        if !relay.started() && dialer.has_other_proofs(&error) {
+            relay.rewind();
+            continue;
+        }
         if relay.started() || attempt == ATTEMPTS_MAX || !error.is_broken_line() {
             return Err((error, relay.started()));
         }
