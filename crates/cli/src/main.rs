@@ -10,6 +10,7 @@ mod ipc;
 mod keeper;
 mod local;
 mod report;
+mod target;
 
 use std::process::ExitCode;
 
