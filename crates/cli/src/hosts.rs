@@ -9,21 +9,12 @@ use bowline::credentials::places::Places;
 use bowline::credentials::trust::{HostDatabase, Place, TrustError, Verdict};
 use bowline_proto::key::PublicKey;
 
-/// What to do about a host whose key nobody has vouched for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Mode {
-    /// Ask on the terminal; where there is none, refuse
-    Ask,
-    /// Accept and pin the key of a host that is new
-    New,
-    /// Refuse
-    Strict,
-}
+use crate::config::Trust;
 
 /// The known hosts of this user.
 #[derive(Debug)]
 pub(crate) struct Hosts {
-    mode: Mode,
+    mode: Trust,
     files: Files,
     /// The server proves itself by other means: an unknown key is no obstacle.
     proven_otherwise: bool,
@@ -36,7 +27,7 @@ struct Files {
 }
 
 impl Hosts {
-    pub(crate) fn new(places: &Places, mode: Mode, proven_otherwise: bool) -> Self {
+    pub(crate) fn new(places: &Places, mode: Trust, proven_otherwise: bool) -> Self {
         let ssh = places.home().join(".ssh/known_hosts");
         Self {
             mode,
@@ -57,14 +48,17 @@ impl HostTrust for Hosts {
             true => Ok(()),
             false if self.proven_otherwise => Ok(()),
             false => match self.mode {
-                Mode::Strict => Err(unknown(host, port, &key)),
-                Mode::New => {
+                Trust::Strict => Err(unknown(host, port, &key)),
+                Trust::New => {
                     pin(&mut database, host, port, &key)?;
                     let name = name(host, port);
-                    eprintln!("bowline: {name} is new; pinned its host key {}", fingerprint(&key));
+                    eprintln!(
+                        "bowline: {name} is new; pinned its host key {}",
+                        fingerprint(&key)
+                    );
                     Ok(())
                 }
-                Mode::Ask => {
+                Trust::Ask => {
                     if !ask(host, port, &key).unwrap_or(false) {
                         return Err(unknown(host, port, &key));
                     }
@@ -105,7 +99,7 @@ pub(crate) struct Pinned {
 impl Pinning {
     pub(crate) fn new(places: &Places, yes: bool, expected: Option<String>) -> Self {
         Self {
-            files: Hosts::new(places, Mode::Strict, false).files,
+            files: Hosts::new(places, Trust::Strict, false).files,
             yes,
             expected,
             result: None,

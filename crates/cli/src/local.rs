@@ -43,6 +43,7 @@ impl LocalServer {
 
     fn start_in(dir: &Path) -> anyhow::Result<Self> {
         let identity = PrivateKey::generate().context("a fresh key")?;
+        // Everything is in the server's own folder, which it removes when it ends, however it does.
         let host_path = dir.join("host_key");
         let host_key = HostKey::load_or_create(&host_path).context("a fresh host key")?;
         let host_key = host_key.public().ed25519().context("an Ed25519 key")?;
@@ -53,7 +54,7 @@ impl LocalServer {
             .arg0_of_this_process()
             .args(["serve", "--listen", "tcp://127.0.0.1:0", "--lifeline"])
             .arg("--state-dir")
-            .arg(dir.join("state"))
+            .arg(dir)
             .arg("--host-key")
             .arg(&host_path)
             .arg("--authorized-keys")

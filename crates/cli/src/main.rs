@@ -34,6 +34,8 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(Box<cmd::run::RunFlags>),
+    /// Let people run commands on this machine
+    Serve(Box<config::ServeFlags>),
     Jobs(Box<cmd::jobs::JobsFlags>),
     Kill(Box<cmd::kill::KillFlags>),
     Ping(Box<cmd::ping::PingFlags>),
@@ -69,8 +71,45 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keygen(flags) => cmd::keygen::keygen(&flags),
         Command::Trust(flags) => wait_for(cmd::trust::trust(flags)),
         Command::Authorize(flags) => cmd::authorize::authorize(&flags),
+        Command::Serve(flags) => serve(&flags, cli.verbose),
         Command::Gate { workers } => gate::main(workers),
     }
+}
+
+fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
+    let config = config::ServerConfig::load(flags)?;
+    if flags.check {
+        keeper::authenticate::Authenticator::new(&config)?;
+        exit::print(&config.to_toml())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let state_dir = config.state_dir.clone();
+    let ended = cmd::serve::serve(cmd::serve::Serve {
+        policy: Box::new(keeper::authenticate::Authenticator::new(&config)?),
+        reload: reload(flags.clone(), config.clone()),
+        config,
+        stdio: flags.stdio,
+        lifeline: flags.lifeline,
+        verbose,
+    });
+    if flags.lifeline {
+        // The target `local` leaves no trace, also where its client was killed.
+        let _ = std::fs::remove_dir_all(state_dir);
+    }
+    ended
+}
+
+/// Reads the configuration again, on SIGHUP.
+fn reload(flags: config::ServeFlags, mut now: config::ServerConfig) -> keeper::Reload {
+    Box::new(move || {
+        let (config, waiting) = now.reload(&flags)?;
+        if !waiting.is_empty() {
+            tracing::warn!(keys = waiting.join(", "), "these wait for a restart");
+        }
+        let policy = keeper::authenticate::Authenticator::new(&config)?;
+        now = config.clone();
+        Ok((config, Box::new(policy) as Box<dyn keeper::policy::Policy>))
+    })
 }
 
 /// Runs a client's command on this thread.
@@ -87,7 +126,7 @@ fn wait_for(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
 /// Log lines go to stderr, for a server as much as it was told to say.
 fn log(verbose: u8, command: &Command) {
     use tracing_subscriber::EnvFilter;
-    let server = matches!(command, Command::Gate { .. });
+    let server = matches!(command, Command::Gate { .. } | Command::Serve(_));
     let default = match (verbose, server) {
         (0, false) => return,
         (0, true) => "warn",

@@ -37,7 +37,9 @@ pub(crate) fn authorize(flags: &AuthorizeFlags) -> anyhow::Result<ExitCode> {
     let (key, file) = (fingerprint(&key), file.display());
     exit::print(&match done {
         Authorized::Added => format!("{key} may start jobs now ({file})\n"),
-        Authorized::AlreadyThere { line } => format!("{key} is there already ({file}, line {line})\n"),
+        Authorized::AlreadyThere { line } => {
+            format!("{key} is there already ({file}, line {line})\n")
+        }
     })?;
     Ok(ExitCode::SUCCESS)
 }

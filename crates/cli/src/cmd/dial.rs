@@ -1,6 +1,5 @@
 //! From a TARGET to a connection: which address, which user, which keys.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +18,11 @@ use bowline_proto::auth::{Binding, Proof, Role};
 use bowline_proto::limits::PROTOCOL;
 use zeroize::Zeroizing;
 
+use crate::config::{ClientConfig, Trust};
 use crate::duration;
-use crate::hosts::{Hosts, Mode};
+use crate::hosts::Hosts;
 use crate::local::LocalServer;
-use crate::target::{DEFAULT_PORT, Target};
+use crate::target::{Place, Target};
 
 /// The flags of every command that connects.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,9 +30,9 @@ pub(crate) struct ConnectFlags {
     /// Prove yourself with this key file alone (may be given again)
     #[arg(long, short, value_name = "FILE")]
     pub(crate) identity: Vec<PathBuf>,
-    /// What to do about a host whose key is not known
-    #[arg(long, value_name = "MODE", default_value = "ask")]
-    pub(crate) trust: Mode,
+    /// What to do about a host whose key is not known (default: ask)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) trust: Option<Trust>,
     /// Prove yourself with a shared secret instead of a key
     #[arg(long, value_name = "FILE", conflicts_with = "identity")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -64,22 +64,32 @@ impl Dialer {
             timeout: flags.connect_timeout,
             ..Options::default()
         };
-        let target = Target::parse(target)?;
-        if target == Target::Local {
+        let mut target = Target::parse(target, &ClientConfig::load()?)?;
+        if target.place == Place::Local {
             return Self::local(user, options);
+        }
+        if let (Place::Ssh { user: named, .. }, Some(user)) = (&mut target.place, user) {
+            *named = Some(user.to_owned());
         }
         let places = Places::from_env().context("there is no home folder")?;
         let host = host_config(&target, user, &places)?;
-        let secret = flags.secret_file.as_deref().map(Secret::load).transpose()?;
-        let trust = Hosts::new(&places, flags.trust, secret.is_some());
-        let endpoint = endpoint_of(&target, &host);
+        let secret = flags
+            .secret_file
+            .as_ref()
+            .or(target.settings.secret.as_ref());
+        let secret = secret.map(|file| Secret::load(file)).transpose()?;
+        let trust = flags.trust.or(target.settings.trust).unwrap_or(Trust::Ask);
+        let trust = Hosts::new(&places, trust, secret.is_some());
+        let named = match flags.identity.is_empty() {
+            true => &target.settings.identity,
+            false => &flags.identity,
+        };
+        let endpoint = endpoint_of(&target, &host)?;
         let proofs = match (&endpoint, secret) {
             (_, Some(secret)) => Proving::Secret(secret),
             // Whoever may open the socket, or start ssh, is known to the other end already.
-            (Endpoint::Unix(_) | Endpoint::Command(_), None) if flags.identity.is_empty() => {
-                Proving::Peer
-            }
-            _ => Proving::keys(&flags.identity, &places, &host)?,
+            (Endpoint::Unix(_) | Endpoint::Command(_), None) if named.is_empty() => Proving::Peer,
+            _ => Proving::keys(named, &places, &host)?,
         };
         Ok(Self {
             user: user_of(&target, user, &host),
@@ -92,7 +102,8 @@ impl Dialer {
     }
 
     fn local(user: Option<&str>, options: Options) -> anyhow::Result<Self> {
-        let mut local = LocalServer::start().context("a server of its own for the target `local`")?;
+        let mut local =
+            LocalServer::start().context("a server of its own for the target `local`")?;
         let (endpoint, key, trust) = local.access()?;
         Ok(Self {
             endpoint,
@@ -157,23 +168,15 @@ impl Dialer {
 /// # Errors
 /// Where it is no target, or `local`, which has none before it is started.
 pub(crate) fn endpoint(target: &str) -> anyhow::Result<Endpoint> {
-    let target = Target::parse(target)?;
-    anyhow::ensure!(target != Target::Local, "the target `local` has fresh keys for each call");
+    let target = Target::parse(target, &ClientConfig::load()?)?;
     let places = Places::from_env().context("there is no home folder")?;
     let host = host_config(&target, None, &places)?;
-    Ok(endpoint_of(&target, &host))
+    endpoint_of(&target, &host)
 }
 
 /// What ~/.ssh/config says about the host. With `ssh:` that is ssh's business.
-fn host_config(
-    target: &Target,
-    user: Option<&str>,
-    places: &Places,
-) -> anyhow::Result<HostConfig> {
-    let Target::Host {
-        user: named, host, ..
-    } = target
-    else {
+fn host_config(target: &Target, user: Option<&str>, places: &Places) -> anyhow::Result<HostConfig> {
+    let Place::Tcp { host, .. } = &target.place else {
         return Ok(HostConfig::default());
     };
     let files = [
@@ -184,49 +187,31 @@ fn host_config(
     let asker = Asker {
         home: places.home(),
         user: &own,
-        remote_user: user.or(named.as_deref()),
+        remote_user: user.or(target.user.as_deref()),
     };
     Ok(ssh_config::lookup(&files, host, &asker)?)
 }
 
-fn endpoint_of(target: &Target, config: &HostConfig) -> Endpoint {
-    match target {
-        Target::Host { host, port, .. } => {
-            let host = config.host_name.as_ref().unwrap_or(host);
-            Endpoint::Tcp(host.clone(), port.unwrap_or(DEFAULT_PORT))
-        }
-        Target::Unix(path) => Endpoint::Unix(path.clone()),
-        Target::Ssh { user, host, port } => {
-            Endpoint::Command(ssh(user.as_deref(), host, *port))
-        }
-        Target::Local => Endpoint::Unix(PathBuf::new()),
-    }
-}
-
-/// `ssh host bowline serve --stdio`, without a terminal and without anything forwarded.
-fn ssh(user: Option<&str>, host: &str, port: Option<u16>) -> Vec<OsString> {
-    let program = std::env::var_os("BOWLINE_SSH").unwrap_or_else(|| "ssh".into());
-    let remote = std::env::var_os("BOWLINE_SSH_REMOTE").unwrap_or_else(|| "bowline".into());
-    let mut argv: Vec<OsString> = vec![program, "-T".into(), "-x".into(), "-a".into()];
-    if let Some(port) = port {
-        argv.extend(["-p".into(), port.to_string().into()]);
-    }
-    if let Some(user) = user {
-        argv.extend(["-l".into(), user.into()]);
-    }
-    argv.extend(["--".into(), host.into(), remote, "serve".into(), "--stdio".into()]);
-    argv
+fn endpoint_of(target: &Target, config: &HostConfig) -> anyhow::Result<Endpoint> {
+    let endpoint = target.endpoint();
+    let endpoint = endpoint.context("the target `local` has fresh keys for each call")?;
+    Ok(match (endpoint, &config.host_name) {
+        (Endpoint::Tcp(_, port), Some(host)) => Endpoint::Tcp(host.clone(), port),
+        (endpoint, _) => endpoint,
+    })
 }
 
 fn user_of(target: &Target, flag: Option<&str>, config: &HostConfig) -> String {
-    let named = match target {
-        Target::Host { user, .. } => user.as_deref().or(config.user.as_deref()),
-        // ssh decides whom it is; there its server asks for nobody else.
-        Target::Ssh { .. } | Target::Unix(_) | Target::Local => None,
+    let named = match &target.place {
+        Place::Tcp { .. } => target.user.as_deref().or(config.user.as_deref()),
+        Place::Unix(_) => target.user.as_deref(),
+        // ssh decides whom it is; there its server serves nobody else.
+        Place::Ssh { .. } => return String::new(),
+        Place::Local => None,
     };
-    match (flag.or(named), target) {
+    match (flag.or(named), &target.place) {
         (Some(user), _) => user.to_owned(),
-        (None, Target::Host { .. }) => own_name(),
+        (None, Place::Tcp { .. }) => own_name(),
         (None, _) => String::new(),
     }
 }
@@ -262,7 +247,10 @@ impl Proving {
             tracing::warn!("{}", crate::exit::chain(problem));
         }
         if now.is_empty() {
-            let problems = rest.problems().iter().map(|problem| crate::exit::chain(problem));
+            let problems = rest
+                .problems()
+                .iter()
+                .map(|problem| crate::exit::chain(problem));
             let problems: Vec<String> = problems.collect();
             anyhow::bail!(
                 "there is no key to prove yourself with; `bowline keygen` makes one{}{}",
@@ -323,7 +311,11 @@ impl Proofs for Proving {
 /// Asks on the terminal, and only there.
 fn ask_passphrase(path: &Path, attempt: u32) -> Option<Zeroizing<String>> {
     std::fs::File::open("/dev/tty").ok()?;
-    let again = if attempt > 1 { " (that was not it)" } else { "" };
+    let again = if attempt > 1 {
+        " (that was not it)"
+    } else {
+        ""
+    };
     let prompt = format!("Passphrase of {}{again}: ", path.display());
     rpassword::prompt_password(prompt).ok().map(Zeroizing::new)
 }

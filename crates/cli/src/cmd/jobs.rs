@@ -84,7 +84,13 @@ fn table(rows: &[JobRow]) -> String {
         } else {
             row.pid.to_string()
         };
-        lines.push([id, pid, state(row), row.source.clone(), printable(&row.command)]);
+        lines.push([
+            id,
+            pid,
+            state(row),
+            row.source.clone(),
+            printable(&row.command),
+        ]);
     }
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
     let widths: Vec<usize> = (0..4).map(|column| width(column).unwrap_or(0)).collect();
@@ -143,6 +149,9 @@ mod tests {
         let text = table(&[row("ls -l", None), row("echo \u{1b}[2J", Some(ended))]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1], "abababababab  7    running   127.0.0.1:5  ls -l");
-        assert_eq!(lines[2], "abababababab  7    exited 3  127.0.0.1:5  echo \u{fffd}[2J");
+        assert_eq!(
+            lines[2],
+            "abababababab  7    exited 3  127.0.0.1:5  echo \u{fffd}[2J"
+        );
     }
 }

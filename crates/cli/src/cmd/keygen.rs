@@ -44,7 +44,11 @@ pub(crate) fn keygen(flags: &KeygenFlags) -> anyhow::Result<ExitCode> {
         true => Some(new_passphrase()?),
         false => None,
     };
-    let key = make::keygen(&file, &flags.comment, passphrase.as_ref().map(|text| text.as_bytes()))?;
+    let key = make::keygen(
+        &file,
+        &flags.comment,
+        passphrase.as_ref().map(|text| text.as_bytes()),
+    )?;
     exit::print(&format!(
         "made {} and {}\n{}\n",
         file.display(),

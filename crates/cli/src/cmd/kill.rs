@@ -49,7 +49,11 @@ fn signal_number(text: &str) -> Result<i32, String> {
 pub(crate) async fn kill(flags: KillFlags) -> anyhow::Result<ExitCode> {
     let name = flags.job.to_ascii_lowercase();
     let hex = !name.is_empty() && name.len() <= 32 && name.chars().all(|c| c.is_ascii_hexdigit());
-    anyhow::ensure!(hex, "JOB {:?} is no job id: 32 hexadecimal digits, or the first of them", flags.job);
+    anyhow::ensure!(
+        hex,
+        "JOB {:?} is no job id: 32 hexadecimal digits, or the first of them",
+        flags.job
+    );
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
     let fits = ask(&mut dialer, &flags, name).await;
     dialer.finish();
@@ -61,7 +65,10 @@ pub(crate) async fn kill(flags: KillFlags) -> anyhow::Result<ExitCode> {
         let (code, text) = if fits.is_empty() {
             ("no_such_job", "no job that runs has an id like this")
         } else {
-            ("ambiguous_job", "several jobs have an id like this; give more of it")
+            (
+                "ambiguous_job",
+                "several jobs have an id like this; give more of it",
+            )
         };
         eprintln!("bowline: {}: {}: {text} [{code}]", flags.target, flags.job);
         return Ok(ExitCode::FAILURE);

@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 /// Limits and places of the gate. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GateConfig {
+pub(crate) struct GateConfig {
     /// Threads that serve connections.
-    pub workers: u16,
+    pub(crate) workers: u16,
     /// The folder of the gate's own files (the SQLite record); it belongs to the gate's uid.
-    pub record_dir: PathBuf,
+    pub(crate) record_dir: PathBuf,
     /// Connections in all.
-    pub connections_max: u32,
+    pub(crate) connections_max: u32,
     /// Connections from one address.
-    pub connections_per_address_max: u32,
+    pub(crate) connections_per_address_max: u32,
     /// Connections that have not authenticated yet, in all.
-    pub handshakes_max: u32,
+    pub(crate) handshakes_max: u32,
     /// Channels with a job on one connection.
-    pub jobs_per_connection_max: u32,
+    pub(crate) jobs_per_connection_max: u32,
     /// Live jobs of one user, over all connections. The keeper enforces it too.
-    pub jobs_per_user_max: u32,
+    pub(crate) jobs_per_user_max: u32,
     /// From accept to a granted authentication.
-    pub auth_timeout_ms: u64,
+    pub(crate) auth_timeout_ms: u64,
     /// Without a frame in either direction and without a live job; 0 is never.
-    pub idle_timeout_ms: u64,
+    pub(crate) idle_timeout_ms: u64,
     /// How long the pipes may stay open after the main process ended.
-    pub output_wait_ms: u64,
+    pub(crate) output_wait_ms: u64,
     /// Records of ended jobs that are kept.
-    pub record_jobs_max: u64,
+    pub(crate) record_jobs_max: u64,
     /// Records older than this are removed.
-    pub record_age_ms: u64,
+    pub(crate) record_age_ms: u64,
 }
 
 impl Default for GateConfig {

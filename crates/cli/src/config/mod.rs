@@ -1,7 +1,20 @@
 //! What the programs are told from outside: files, flags, defaults.
+//!
+//! Text enters from TOML files and the command line; checked values leave,
+//! with every key that was not given at its default. Nothing is guessed: an
+//! unknown key is an error with its file, its line and what was probably meant.
 
+mod client;
+mod file;
+mod flags;
 mod gate;
+mod machine;
 mod server;
+mod server_file;
+mod show;
 
-pub use gate::GateConfig;
-pub(crate) use server::ServerConfig;
+pub(crate) use client::{ClientConfig, HostSettings, Trust};
+pub(crate) use file::ConfigError;
+pub(crate) use flags::ServeFlags;
+pub(crate) use gate::GateConfig;
+pub(crate) use server::{DEFAULT_PORT, ServerConfig};

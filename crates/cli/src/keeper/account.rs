@@ -272,7 +272,14 @@ mod tests {
             ..nobody
         };
         let none = Path::new("/nonexistent/shadow");
-        let no_shells = ["/usr/sbin/nologin", "/bin/false", "/dev/null", "/etc/passwd", "/bin", "/no"];
+        let no_shells = [
+            "/usr/sbin/nologin",
+            "/bin/false",
+            "/dev/null",
+            "/etc/passwd",
+            "/bin",
+            "/no",
+        ];
         for shell in no_shells {
             account.shell = PathBuf::from(shell);
             let verdict = account.may_log_in_by(none, 0, true);

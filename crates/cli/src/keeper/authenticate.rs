@@ -11,9 +11,9 @@ use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use bowline::credentials::fingerprint;
 use bowline::credentials::secret::{Secret, SecretError};
 use bowline::credentials::verify::{Claim, VerifyError};
-use bowline::credentials::fingerprint;
 use bowline_proto::auth::{PROOFS_MAX, Proof, Role, public_key_message};
 use bowline_proto::grants;
 use bowline_proto::id::JobId;

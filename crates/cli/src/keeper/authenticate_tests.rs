@@ -60,7 +60,9 @@ impl Server {
 
     /// A line that lets the key in on the conditions of `options`.
     fn line(&self, options: &str) -> String {
-        format!("{options} {}\n", self.key.public()).trim_start().to_owned()
+        format!("{options} {}\n", self.key.public())
+            .trim_start()
+            .to_owned()
     }
 
     fn proof(&self, user: &str) -> Proof {
@@ -148,14 +150,25 @@ fn a_proof_holds_for_its_connection_user_and_key_alone() {
     let message = public_key_message(&Binding::Exporter([8; 32]), "", PROTOCOL);
     let sshsig = server.key.sign_sshsig(NAMESPACE, &message).unwrap();
     let elsewhere = Proof::PublicKey { sshsig };
-    assert_eq!(server.decide("", tcp(), &[elsewhere]), Err(DenyCode::NoProof));
+    assert_eq!(
+        server.decide("", tcp(), &[elsewhere]),
+        Err(DenyCode::NoProof)
+    );
     let message = public_key_message(&BINDING, "", PROTOCOL);
     let sshsig = server.key.sign_sshsig("git", &message).unwrap();
     let other_purpose = Proof::PublicKey { sshsig };
-    assert_eq!(server.decide("", tcp(), &[other_purpose]), Err(DenyCode::NoProof));
+    assert_eq!(
+        server.decide("", tcp(), &[other_purpose]),
+        Err(DenyCode::NoProof)
+    );
     let stranger = Server::new().proof("");
-    assert_eq!(server.decide("", tcp(), &[stranger]), Err(DenyCode::NoProof));
-    let garbage = Proof::PublicKey { sshsig: vec![0; 100] };
+    assert_eq!(
+        server.decide("", tcp(), &[stranger]),
+        Err(DenyCode::NoProof)
+    );
+    let garbage = Proof::PublicKey {
+        sshsig: vec![0; 100],
+    };
     assert_eq!(server.decide("", tcp(), &[garbage]), Err(DenyCode::NoProof));
 }
 
@@ -235,18 +248,28 @@ fn a_file_that_others_may_write_lets_nobody_in_and_is_warned_about_once() {
     }
     let warned = server.policy.warned.borrow();
     assert_eq!(warned.len(), 1, "{warned:?}");
-    assert!(warned.iter().all(|text| text.contains("0666")), "{warned:?}");
+    assert!(
+        warned.iter().all(|text| text.contains("0666")),
+        "{warned:?}"
+    );
 }
 
 #[test]
 fn refused_lines_are_warned_about_with_file_and_line() {
     let server = Server::new();
-    let text = format!("# a comment\n{}tunnel=\"1\" {}", server.line(""), server.line(""));
+    let text = format!(
+        "# a comment\n{}tunnel=\"1\" {}",
+        server.line(""),
+        server.line("")
+    );
     server.write("grants", &text);
     server.policy.check_files();
     let warned = server.policy.warned.borrow();
     let place = format!("{}:3: ", server.home.path().join("grants").display());
-    assert!(warned.iter().any(|text| text.starts_with(&place)), "{warned:?}");
+    assert!(
+        warned.iter().any(|text| text.starts_with(&place)),
+        "{warned:?}"
+    );
 }
 
 #[test]
@@ -267,10 +290,15 @@ fn a_shared_secret_is_proven_in_both_directions() {
     let right = secret("right");
     server.policy.secrets = vec![
         ("somebody-else".to_owned(), secret("other")),
-        (name.clone(), Secret::load(&folder.path().join("right")).unwrap()),
+        (
+            name.clone(),
+            Secret::load(&folder.path().join("right")).unwrap(),
+        ),
     ];
     let proof = right.proof(&BINDING, &name, PROTOCOL);
-    let decision = server.decide(&name, tcp(), std::slice::from_ref(&proof)).unwrap();
+    let decision = server
+        .decide(&name, tcp(), std::slice::from_ref(&proof))
+        .unwrap();
     assert_eq!(decision.proof, "secret");
     let mac = decision.server_mac.unwrap();
     assert!(right.verify(Role::Server, &BINDING, &name, PROTOCOL, &mac));
@@ -284,7 +312,10 @@ fn a_shared_secret_is_proven_in_both_directions() {
         Proof::Secret { mac },
     ];
     for proof in wrong {
-        assert_eq!(server.decide(&name, tcp(), &[proof]), Err(DenyCode::NoProof));
+        assert_eq!(
+            server.decide(&name, tcp(), &[proof]),
+            Err(DenyCode::NoProof)
+        );
     }
 }
 
@@ -303,7 +334,10 @@ fn the_uid_of_the_other_end_decides_over_a_unix_socket() {
     assert_eq!(verdict(&Source::Unix, Some(0)), peer());
     let stranger = Some(uid + 12_345);
     assert_eq!(verdict(&Source::Unix, stranger), Err(DenyCode::NoProof));
-    assert_eq!(verdict(&Source::Unix, Some(OVERFLOW_UID)), Err(DenyCode::NoProof));
+    assert_eq!(
+        verdict(&Source::Unix, Some(OVERFLOW_UID)),
+        Err(DenyCode::NoProof)
+    );
     assert_eq!(verdict(&Source::Unix, None), Err(DenyCode::NoProof));
     assert_eq!(verdict(&tcp(), Some(uid)), Err(DenyCode::NoProof));
 }
@@ -354,7 +388,9 @@ fn over_a_unix_socket_one_becomes_oneself_and_root_becomes_anybody_listed() {
     let sync = Account::by_name("sync").unwrap();
     let verdict = |user: &str, uid| {
         let proofs = [Proof::Peer];
-        let decided = server.policy.decide(&asked(user, &Source::Unix, &proofs, Some(uid)));
+        let decided = server
+            .policy
+            .decide(&asked(user, &Source::Unix, &proofs, Some(uid)));
         decided.map(|decision| decision.account.name)
     };
     assert_eq!(verdict("", sync.uid), Ok("sync".to_owned()));
@@ -375,7 +411,10 @@ fn an_unknown_user_is_worked_for_as_a_known_one() {
     let prove = |account| {
         let source = tcp();
         let asked = asked("no-such-user", &source, &[], None);
-        server.policy.prove(&proof, account, &asked).map(|proven| proven.name)
+        server
+            .policy
+            .prove(&proof, account, &asked)
+            .map(|proven| proven.name)
     };
     assert!(prove(Some(&server.policy.own)).is_ok());
     assert_eq!(prove(None), Err(DenyCode::User));

@@ -251,8 +251,14 @@ mod tests {
 
     #[test]
     fn the_grant_wins_over_the_client_and_bowline_over_both() {
-        let decision = decision(false, &["ROLE=reader", "BOWLINE_JOB=1", "TWICE=a", "TWICE=b"]);
-        let lines = made(&decision, &["ROLE=writer", "BOWLINE_JOB=2", "HOME=/x", "A=1", "A=2"]);
+        let decision = decision(
+            false,
+            &["ROLE=reader", "BOWLINE_JOB=1", "TWICE=a", "TWICE=b"],
+        );
+        let lines = made(
+            &decision,
+            &["ROLE=writer", "BOWLINE_JOB=2", "HOME=/x", "A=1", "A=2"],
+        );
         let of = |name: &str| {
             let prefix = format!("{name}=");
             let mut found = lines.iter().filter_map(|line| line.strip_prefix(&prefix));
@@ -270,7 +276,13 @@ mod tests {
     #[test]
     fn the_client_of_a_forced_command_chooses_only_its_language() {
         let decision = decision(true, &["LD_LIBRARY_PATH=/opt/lib"]);
-        let sent = ["LD_PRELOAD=/tmp/x.so", "BASH_ENV=/tmp/x", "PATH=/tmp", "LC_ALL=C", "LANG=C"];
+        let sent = [
+            "LD_PRELOAD=/tmp/x.so",
+            "BASH_ENV=/tmp/x",
+            "PATH=/tmp",
+            "LC_ALL=C",
+            "LANG=C",
+        ];
         let lines = made(&decision, &sent);
         assert!(lines.iter().all(|line| !line.contains("/tmp")));
         assert!(lines.contains(&"LC_ALL=C".to_owned()));

@@ -163,7 +163,10 @@ mod tests {
             account.home = folder.path().join("home");
             let home = Self { folder, account };
             home.mode("", 0o755);
-            for (name, text) in [("home/.ssh", None), ("home/.ssh/authorized_keys", Some("x"))] {
+            for (name, text) in [
+                ("home/.ssh", None),
+                ("home/.ssh/authorized_keys", Some("x")),
+            ] {
                 home.make(name, text);
             }
             for name in ["home", "home/.ssh", "home/.ssh/authorized_keys"] {
@@ -313,6 +316,9 @@ mod tests {
         // A third user's is not.
         chown(home.path("secret"), Some(1), Some(1)).unwrap();
         let found = home.read();
-        assert!(matches!(found, Err(GrantFileError::ForeignOwner { uid: 1, .. })));
+        assert!(matches!(
+            found,
+            Err(GrantFileError::ForeignOwner { uid: 1, .. })
+        ));
     }
 }

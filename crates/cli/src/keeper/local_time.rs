@@ -28,7 +28,11 @@ mod tests {
 
     #[test]
     fn agrees_with_date() {
-        for text in ["1999-12-31 23:59:59", "2026-07-01 12:00:00", "2026-01-01 00:00:00"] {
+        for text in [
+            "1999-12-31 23:59:59",
+            "2026-07-01 12:00:00",
+            "2026-01-01 00:00:00",
+        ] {
             let printed = std::process::Command::new("date")
                 .args(["-d", text, "+%s"])
                 .output()

@@ -21,7 +21,10 @@ fn wait_gone(pid: i32) {
     let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
         return;
     };
-    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    let mut fds = [rustix::event::PollFd::new(
+        &fd,
+        rustix::event::PollFlags::IN,
+    )];
     let limit = rustix::event::Timespec {
         tv_sec: 20,
         tv_nsec: 0,
@@ -65,7 +68,12 @@ impl Running {
     fn end(mut self) -> (Option<i32>, String, String) {
         let (mut out, mut err) = (String::new(), String::new());
         self.lines.read_to_string(&mut out).unwrap();
-        self.child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut err)
+            .unwrap();
         (self.child.wait().unwrap().code(), out, err)
     }
 }
@@ -81,14 +89,27 @@ fn statuses_and_sentences() {
         (&[], &["/no/such/program"], 127, "[not_found]"),
         (&[], &["/etc"], 126, "[not_executable]"),
         (&[], &["/etc/passwd"], 126, "[not_executable]"),
-        (&["--cwd", "/no/such/folder"], &["true"], 125, "[bad_directory]"),
-        (&["--timeout", "200ms"], &["sleep", "1000"], 124, "[timed_out]"),
+        (
+            &["--cwd", "/no/such/folder"],
+            &["true"],
+            125,
+            "[bad_directory]",
+        ),
+        (
+            &["--timeout", "200ms"],
+            &["sleep", "1000"],
+            124,
+            "[timed_out]",
+        ),
         (&["-q"], &["no-such-program"], 127, ""),
     ] {
         let done = output(server.run(flags, argv));
         let err = text(&done.stderr);
         assert_eq!(done.status.code(), Some(status), "{argv:?}: {err}");
-        assert!(err.contains(said) && err.is_empty() == said.is_empty(), "{argv:?}: {err:?}");
+        assert!(
+            err.contains(said) && err.is_empty() == said.is_empty(),
+            "{argv:?}: {err:?}"
+        );
     }
 }
 
@@ -125,7 +146,10 @@ fn shell_cwd_env_and_no_stdin() {
 #[test]
 fn json_lines_and_the_outcome_as_the_last() {
     let server = Server::start();
-    let done = output(server.run(&["--json"], &["sh", "-c", "printf 'a\\377'; echo err >&2; exit 3"]));
+    let done = output(server.run(
+        &["--json"],
+        &["sh", "-c", "printf 'a\\377'; echo err >&2; exit 3"],
+    ));
     assert_eq!(done.status.code(), Some(3));
     let lines: Vec<serde_json::Value> = text(&done.stdout)
         .lines()
@@ -134,18 +158,33 @@ fn json_lines_and_the_outcome_as_the_last() {
     let (outcome, pieces) = lines.split_last().unwrap();
     assert_eq!(outcome["outcome"], "exited");
     assert_eq!(outcome["code"], 3);
-    assert_eq!((outcome["stdout"].as_u64(), outcome["stderr"].as_u64()), (Some(2), Some(4)));
+    assert_eq!(
+        (outcome["stdout"].as_u64(), outcome["stderr"].as_u64()),
+        (Some(2), Some(4))
+    );
     assert_eq!(outcome["job"].as_str().unwrap().len(), 32);
     assert!(outcome["started_ms"].as_u64() <= outcome["ended_ms"].as_u64());
-    assert!(pieces.iter().any(|piece| piece["base64"] == "Yf8=" && piece["stream"] == "stdout"));
-    assert!(pieces.iter().any(|piece| piece["text"] == "err\n" && piece["stream"] == "stderr"));
+    assert!(
+        pieces
+            .iter()
+            .any(|piece| piece["base64"] == "Yf8=" && piece["stream"] == "stdout")
+    );
+    assert!(
+        pieces
+            .iter()
+            .any(|piece| piece["text"] == "err\n" && piece["stream"] == "stderr")
+    );
 }
 
 #[test]
 fn a_reader_that_goes_ends_the_job_as_sigpipe_would() {
     let server = Server::start();
     let mut run = server.run(&[], &["sh", "-c", "echo $$; exec yes"]);
-    let mut child = run.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut child = run
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
@@ -154,7 +193,10 @@ fn a_reader_that_goes_ends_the_job_as_sigpipe_would() {
     wait_gone(line.trim().parse().unwrap());
 
     let mut pipeline = Command::new("sh");
-    pipeline.args(["-c", "\"$0\" run \"$1\" -- yes | head -n 2"]).arg(bowline()).arg(server.target());
+    pipeline
+        .args(["-c", "\"$0\" run \"$1\" -- yes | head -n 2"])
+        .arg(bowline())
+        .arg(server.target());
     server.client(&mut pipeline);
     let done = output(pipeline);
     assert_eq!(text(&done.stdout), "y\ny\n");
@@ -190,7 +232,10 @@ fn a_timeout_ends_the_whole_tree_and_children_in_sessions_of_their_own() {
     let script = "setsid sh -c 'echo $$; exec sleep 1000' & (trap '' TERM HUP; sleep 1000 & echo $!; wait) & wait";
     let done = output(server.run(&["--timeout", "700ms"], &["sh", "-c", script]));
     assert_eq!(done.status.code(), Some(124), "{}", text(&done.stderr));
-    let pids: Vec<i32> = text(&done.stdout).lines().map(|line| line.parse().unwrap()).collect();
+    let pids: Vec<i32> = text(&done.stdout)
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .collect();
     assert_eq!(pids.len(), 2);
     pids.into_iter().for_each(wait_gone);
 }
@@ -203,13 +248,22 @@ fn signals_reach_the_program() {
                   echo ready; while :; do sleep 0.02; done";
     let mut running = Running::start(server.run(&[], &["sh", "-c", script]));
     assert_eq!(running.line(), "ready");
-    for (signal, word) in [(10, "usr1"), (12, "usr2"), (1, "hup"), (3, "quit"), (28, "winch")] {
+    for (signal, word) in [
+        (10, "usr1"),
+        (12, "usr2"),
+        (1, "hup"),
+        (3, "quit"),
+        (28, "winch"),
+    ] {
         running.signal(signal);
         assert_eq!(running.line(), word);
     }
     running.signal(15);
     let (status, out, err) = running.end();
-    assert_eq!((status, out.as_str(), err.as_str()), (Some(7), "term\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (Some(7), "term\n", "")
+    );
 
     let mut running = Running::start(server.run(&[], &["sh", "-c", "echo ready; exec sleep 1000"]));
     assert_eq!(running.line(), "ready");
@@ -232,13 +286,18 @@ fn the_first_interrupt_is_the_programs_the_second_is_ours() {
     let mut running = Running::start(server.run(&[], &["sh", "-c", "echo ready; exec sleep 1000"]));
     assert_eq!(running.line(), "ready");
     running.signal(2);
-    assert_eq!(running.end().0, Some(130), "128 + SIGINT, from the program itself");
+    assert_eq!(
+        running.end().0,
+        Some(130),
+        "128 + SIGINT, from the program itself"
+    );
 }
 
 #[test]
 fn a_client_that_is_killed_takes_its_job_with_it() {
     let server = Server::start();
-    let mut running = Running::start(server.run(&[], &["sh", "-c", "setsid sleep 1000 & echo $!; wait"]));
+    let mut running =
+        Running::start(server.run(&[], &["sh", "-c", "setsid sleep 1000 & echo $!; wait"]));
     let pid = running.pid();
     running.signal(9);
     assert_eq!(running.end().0, None);
@@ -255,8 +314,14 @@ fn closed_standard_streams_are_no_disaster() {
         ("<&- >&- 2>&-", &["sh", "-c", "exit 5"], 5),
     ] {
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("\"$@\" {redirect}")).arg("sh");
-        command.arg(bowline()).args(["run", &server.target(), "--"]).args(argv);
+        command
+            .arg("-c")
+            .arg(format!("\"$@\" {redirect}"))
+            .arg("sh");
+        command
+            .arg(bowline())
+            .args(["run", &server.target(), "--"])
+            .args(argv);
         server.client(&mut command);
         assert_eq!(output(command).status.code(), Some(status), "{redirect}");
     }
@@ -278,7 +343,11 @@ fn who_is_not_let_in_starts_nothing() {
     std::fs::remove_file(server.home().join(".ssh/id_ed25519")).unwrap();
     let done = output(server.run(&["--identity", &identity], &touch));
     assert_eq!(done.status.code(), Some(255));
-    assert!(text(&done.stderr).contains("[not_authenticated]"), "{}", text(&done.stderr));
+    assert!(
+        text(&done.stderr).contains("[not_authenticated]"),
+        "{}",
+        text(&done.stderr)
+    );
     assert!(!marker.exists());
 }
 
@@ -293,10 +362,18 @@ fn host_keys_are_believed_only_when_they_are_known() {
 
     let done = output(server.run(&["--trust", "strict"], &touch));
     assert_eq!(done.status.code(), Some(255));
-    assert!(text(&done.stderr).contains("[host_key_unknown]"), "{}", text(&done.stderr));
+    assert!(
+        text(&done.stderr).contains("[host_key_unknown]"),
+        "{}",
+        text(&done.stderr)
+    );
     // Without a terminal nobody is asked.
     let mut nobody = Command::new("setsid");
-    nobody.arg("--wait").arg(bowline()).args(["run", &server.target(), "--"]).args(touch);
+    nobody
+        .arg("--wait")
+        .arg(bowline())
+        .args(["run", &server.target(), "--"])
+        .args(touch);
     server.client(&mut nobody);
     assert!(text(&output(nobody).stderr).contains("[host_key_unknown]"));
     assert!(!marker.exists() && !known.exists());
@@ -310,14 +387,19 @@ fn host_keys_are_believed_only_when_they_are_known() {
     );
 
     let other = Server::start();
-    let other_key = std::fs::read_to_string(other.home().join(".config/bowline/known_hosts")).unwrap();
+    let other_key =
+        std::fs::read_to_string(other.home().join(".config/bowline/known_hosts")).unwrap();
     let key = other_key.split_once(' ').unwrap().1;
     let name = line.split_once(' ').unwrap().0;
     std::fs::write(&known, format!("{name} {key}")).unwrap();
     for trust in ["ask", "new", "strict"] {
         let done = output(server.run(&["--trust", trust], &touch));
         assert_eq!(done.status.code(), Some(255));
-        assert!(text(&done.stderr).contains("[host_key_changed]"), "{}", text(&done.stderr));
+        assert!(
+            text(&done.stderr).contains("[host_key_changed]"),
+            "{}",
+            text(&done.stderr)
+        );
     }
     assert!(!marker.exists());
 }
@@ -327,7 +409,11 @@ fn trust_shows_and_pins() {
     let server = Server::start();
     let known = server.home().join(".config/bowline/known_hosts");
     std::fs::remove_file(&known).unwrap();
-    let lf = Command::new("ssh-keygen").arg("-lf").arg(server.dir().join("host_key")).output().unwrap();
+    let lf = Command::new("ssh-keygen")
+        .arg("-lf")
+        .arg(server.dir().join("host_key"))
+        .output()
+        .unwrap();
     let fingerprint = text(&lf.stdout).split(' ').nth(1).unwrap().to_owned();
 
     let wrong = server.command(&["trust", &server.target(), "--fingerprint", "SHA256:wrong"]);
@@ -335,8 +421,17 @@ fn trust_shows_and_pins() {
     assert!(!known.exists());
     let right = server.command(&["trust", &server.target(), "--fingerprint", &fingerprint]);
     let done = output(right);
-    assert!(text(&done.stdout).contains(&fingerprint), "{}", text(&done.stderr));
-    assert_eq!(output(server.run(&["--trust", "strict"], &["true"])).status.code(), Some(0));
+    assert!(
+        text(&done.stdout).contains(&fingerprint),
+        "{}",
+        text(&done.stderr)
+    );
+    assert_eq!(
+        output(server.run(&["--trust", "strict"], &["true"]))
+            .status
+            .code(),
+        Some(0)
+    );
     let again = output(server.command(&["trust", &server.target(), "--yes"]));
     assert!(text(&again.stdout).contains("(known)"));
 }
@@ -348,7 +443,8 @@ fn nobody_there_is_unreachable_and_never_zero() {
         listener.local_addr().unwrap().port()
     };
     let server = Server::start();
-    let mut command = server.command(&["run", "--json", &format!("127.0.0.1:{port}"), "--", "true"]);
+    let mut command =
+        server.command(&["run", "--json", &format!("127.0.0.1:{port}"), "--", "true"]);
     command.stdin(Stdio::null());
     let done = command.output().unwrap();
     assert_eq!(done.status.code(), Some(255));
@@ -372,7 +468,12 @@ fn flags_that_make_no_sense_are_told_before_anything_is_asked() {
         &["ping", "--parallel", "0", "local"],
     ] {
         let done = output(server.command(args));
-        assert_eq!(done.status.code(), Some(2), "{args:?}: {}", text(&done.stderr));
+        assert_eq!(
+            done.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            text(&done.stderr)
+        );
         assert!(!done.stderr.is_empty(), "{args:?}");
     }
 }
@@ -405,7 +506,10 @@ fn jobs_are_listed_killed_and_recorded() {
         }
         let done = output(command);
         assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
-        text(&done.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text(&done.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     };
     let live = list(false);
     assert_eq!(live.len(), 1);
@@ -446,7 +550,9 @@ fn ping_measures_sessions_and_jobs() {
 #[test]
 fn a_unix_socket_lets_in_by_uid() {
     let server = Server::start_with(|command, dir| {
-        command.arg("--listen").arg(format!("unix:{}", dir.join("socket").display()));
+        command
+            .arg("--listen")
+            .arg(format!("unix:{}", dir.join("socket").display()));
     });
     let target = format!("unix:{}", server.dir().join("socket").display());
     let mut command = server.command(&["run", &target, "--", "id", "-un"]);

@@ -54,7 +54,12 @@ struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes, {:?}…", self.len, String::from_utf8_lossy(&self.start))
+        write!(
+            f,
+            "{} bytes, {:?}…",
+            self.len,
+            String::from_utf8_lossy(&self.start)
+        )
     }
 }
 
@@ -122,26 +127,59 @@ fn output(all: &mut Vec<Scenario>) {
         Scenario::new("no output", &[b"true"]),
         sh("output without a newline", "printf abc"),
         sh("only stderr", "printf abc >&2"),
-        sh("both streams", "echo out; echo err >&2; echo out2; echo err2 >&2"),
-        sh("stderr after stdout's end", "echo out; exec >&-; echo err >&2; sleep 0.2; echo late >&2"),
-        sh("stdout after stderr's end", "echo err >&2; exec 2>&-; sleep 0.2; echo late"),
-        sh("closes stdout early and goes on", "echo out; exec >&- 2>&-; sleep 0.3; exit 4"),
-        sh("slow output", "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"),
-        sh("many small writes", "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done"),
-        sh("both streams, much of both", "head -c 3000000 /dev/zero & head -c 3000000 /dev/zero >&2; wait"),
+        sh(
+            "both streams",
+            "echo out; echo err >&2; echo out2; echo err2 >&2",
+        ),
+        sh(
+            "stderr after stdout's end",
+            "echo out; exec >&-; echo err >&2; sleep 0.2; echo late >&2",
+        ),
+        sh(
+            "stdout after stderr's end",
+            "echo err >&2; exec 2>&-; sleep 0.2; echo late",
+        ),
+        sh(
+            "closes stdout early and goes on",
+            "echo out; exec >&- 2>&-; sleep 0.3; exit 4",
+        ),
+        sh(
+            "slow output",
+            "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done",
+        ),
+        sh(
+            "many small writes",
+            "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done",
+        ),
+        sh(
+            "both streams, much of both",
+            "head -c 3000000 /dev/zero & head -c 3000000 /dev/zero >&2; wait",
+        ),
         sh("1 MiB", "yes 0123456789abcdef | head -c 1048576"),
         sh("1 GiB", "yes 0123456789abcde | head -c 1073741824"),
         sh("64 KiB, a pipe's capacity", "head -c 65536 /dev/zero"),
-        sh("a byte more than a pipe's capacity", "head -c 65537 /dev/zero"),
+        sh(
+            "a byte more than a pipe's capacity",
+            "head -c 65537 /dev/zero",
+        ),
         sh("256 KiB, the first window", "head -c 262144 /dev/zero"),
-        sh("a byte more than the first window", "head -c 262145 /dev/zero"),
+        sh(
+            "a byte more than the first window",
+            "head -c 262145 /dev/zero",
+        ),
         Scenario::python(
             "every byte",
             "import sys\nfor i in range(300): sys.stdout.buffer.write(bytes(range(256)))",
         ),
         sh("output and then a signal", "echo out; kill -KILL $$"),
-        sh("much output and then status 3", "head -c 5000000 /dev/zero; exit 3"),
-        sh("a child that is waited for", "(sleep 0.1; echo child) & wait; echo parent"),
+        sh(
+            "much output and then status 3",
+            "head -c 5000000 /dev/zero; exit 3",
+        ),
+        sh(
+            "a child that is waited for",
+            "(sleep 0.1; echo child) & wait; echo parent",
+        ),
     ]);
 }
 
@@ -158,7 +196,11 @@ fn input(all: &mut Vec<Scenario>) {
         sh("never reads its input", "sleep 0.2; echo done").input(bytes(5 << 20)),
         sh("reads a line and goes", "read line; echo \"$line\"; exit 5")
             .input(Input::Bytes(b"first\nsecond\n".to_vec())),
-        sh("closes its input and goes on", "exec <&-; sleep 0.2; echo on").input(bytes(5 << 20)),
+        sh(
+            "closes its input and goes on",
+            "exec <&-; sleep 0.2; echo on",
+        )
+        .input(bytes(5 << 20)),
         sh("input and output at once", "tr a-y b-z").input(bytes(3 << 20)),
         sh("ends while its input stays open", "echo quick; exit 6").input(Input::Open),
         sh("wc counts it all", "wc -c").input(bytes(7_654_321)),
@@ -166,13 +208,20 @@ fn input(all: &mut Vec<Scenario>) {
 }
 
 fn arguments(all: &mut Vec<Scenario>) {
-    let show: &[u8] = b"import sys,os\nfor a in sys.argv[1:]: os.write(1, os.fsencode(a) + b'|\\n')";
+    let show: &[u8] =
+        b"import sys,os\nfor a in sys.argv[1:]: os.write(1, os.fsencode(a) + b'|\\n')";
     let args = |name: &str, args: &[&[u8]]| {
-        let argv: Vec<&[u8]> = [&b"python3"[..], b"-c", show].iter().chain(args).copied().collect();
+        let argv: Vec<&[u8]> = [&b"python3"[..], b"-c", show]
+            .iter()
+            .chain(args)
+            .copied()
+            .collect();
         Scenario::new(name, &argv)
     };
     let long = vec![b'x'; 100 << 10];
-    let many: Vec<Vec<u8>> = (0..5000).map(|i| format!("argument {i}").into_bytes()).collect();
+    let many: Vec<Vec<u8>> = (0..5000)
+        .map(|i| format!("argument {i}").into_bytes())
+        .collect();
     let many: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
     all.extend([
         args("blanks", &[b"a b", b" c ", b"\t"]),
@@ -220,7 +269,8 @@ fn ends(all: &mut Vec<Scenario>) {
         ),
         Scenario::python("has an empty signal mask", "import signal\nprint(signal.pthread_sigmask(0, []))"),
     ]);
-    let statuses = (0..=255).map(|status| sh(&format!("status {status}"), &format!("exit {status}")));
+    let statuses =
+        (0..=255).map(|status| sh(&format!("status {status}"), &format!("exit {status}")));
     all.extend(statuses);
     // Those that end a process, but for SIGSTOP and its kind, which do not.
     let signals = (1..=31).filter(|signal| ![17, 18, 19, 20, 21, 22, 23, 28].contains(signal));
@@ -279,7 +329,10 @@ fn directly(scenario: &Scenario, home: &Path) -> Seen {
     command.args(args).env_clear().current_dir(home);
     command.env("PATH", std::env::var_os("PATH").unwrap());
     for (name, value) in &scenario.env {
-        command.env(OsString::from_vec(name.clone()), OsString::from_vec(value.clone()));
+        command.env(
+            OsString::from_vec(name.clone()),
+            OsString::from_vec(value.clone()),
+        );
     }
     use std::os::unix::process::CommandExt;
     command.process_group(0);
@@ -291,8 +344,14 @@ fn through(scenario: &Scenario, server: &Server, index: usize) -> Seen {
     let status_file = server.dir().join(format!("status-{index}"));
     let mut command = Command::new("sh");
     // A descriptor for the outcome, as a script would open it.
-    command.args(["-c", "exec 3>\"$0\"; exec \"$@\""]).arg(&status_file);
-    command.arg(bowline()).arg("run").arg("--status-fd").arg("3");
+    command
+        .args(["-c", "exec 3>\"$0\"; exec \"$@\""])
+        .arg(&status_file);
+    command
+        .arg(bowline())
+        .arg("run")
+        .arg("--status-fd")
+        .arg("3");
     command.arg("--env").arg("PATH");
     for (name, value) in &scenario.env {
         let variable = [name.as_slice(), b"=", value].concat();

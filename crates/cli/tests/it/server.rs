@@ -31,14 +31,19 @@ impl Server {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let home = dir.path().join("home");
         std::fs::create_dir_all(home.join(".ssh")).unwrap();
-        std::fs::set_permissions(home.join(".ssh"), std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::fs::set_permissions(home.join(".ssh"), std::fs::Permissions::from_mode(0o700))
+            .unwrap();
         let keygen = Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
             .arg(home.join(".ssh/id_ed25519"))
             .status()
             .expect("ssh-keygen, of openssh-client");
         assert!(keygen.success());
-        std::fs::copy(home.join(".ssh/id_ed25519.pub"), dir.path().join("authorized_keys")).unwrap();
+        std::fs::copy(
+            home.join(".ssh/id_ed25519.pub"),
+            dir.path().join("authorized_keys"),
+        )
+        .unwrap();
         let mut command = Command::new(bowline());
         command
             .arg("serve")
@@ -60,10 +65,7 @@ impl Server {
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let listeners = command
-            .get_args()
-            .filter(|arg| *arg == "--listen")
-            .count();
+        let listeners = command.get_args().filter(|arg| *arg == "--listen").count();
         let addresses = (0..listeners)
             .map(|_| {
                 let mut line = String::new();
@@ -93,11 +95,18 @@ impl Server {
         let folder = self.home().join(".config/bowline");
         std::fs::create_dir_all(&folder).unwrap();
         let key = String::from_utf8(key.stdout).unwrap();
-        std::fs::write(folder.join("known_hosts"), format!("[127.0.0.1]:{port} {key}")).unwrap();
+        std::fs::write(
+            folder.join("known_hosts"),
+            format!("[127.0.0.1]:{port} {key}"),
+        )
+        .unwrap();
     }
 
     pub(crate) fn port(&self) -> Option<u16> {
-        let tcp = self.addresses.iter().find_map(|address| address.strip_prefix("tcp://"));
+        let tcp = self
+            .addresses
+            .iter()
+            .find_map(|address| address.strip_prefix("tcp://"));
         tcp.map(|address| address.rsplit(':').next().unwrap().parse().unwrap())
     }
 
@@ -133,7 +142,12 @@ impl Server {
     pub(crate) fn run(&self, flags: &[&str], argv: &[&str]) -> Command {
         let mut command = Command::new(bowline());
         self.client(&mut command);
-        command.arg("run").args(flags).arg(self.target()).arg("--").args(argv);
+        command
+            .arg("run")
+            .args(flags)
+            .arg(self.target())
+            .arg("--")
+            .args(argv);
         command
     }
 

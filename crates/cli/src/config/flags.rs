@@ -1,0 +1,38 @@
+//! The flags of `bowline serve`. A flag replaces what the file says.
+
+use std::path::PathBuf;
+
+/// The flags of `bowline serve`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ServeFlags {
+    /// Listen on HOST:PORT or unix:PATH (may be given again)
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Read this configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Let in the keys of this file, and not those of ~/.ssh/authorized_keys
+    #[arg(long, value_name = "FILE")]
+    pub(crate) authorized_keys: Option<PathBuf>,
+    /// Show this Ed25519 host key; it is made where it is missing
+    #[arg(long, value_name = "FILE")]
+    pub(crate) host_key: Option<PathBuf>,
+    /// Keep the journal and the record here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// As root: let this user be asked for (may be given again)
+    #[arg(long, value_name = "USER")]
+    pub(crate) allow_user: Vec<String>,
+    /// Check the configuration, print what is in force, and leave
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Serve one session on standard input and output
+    #[arg(long, conflicts_with = "listen")]
+    pub(crate) stdio: bool,
+    /// End when standard input does; serve this account alone, read no file
+    #[arg(long, hide = true, conflicts_with_all = ["stdio", "config"])]
+    pub(crate) lifeline: bool,
+    /// Threads that serve connections
+    #[arg(long, value_name = "N", hide = true)]
+    pub(crate) workers: Option<u16>,
+}
