@@ -20,6 +20,7 @@ fn a_program_gets_its_exact_arguments_and_says_how_it_ended() {
     let job = world
         .gate
         .run(spec(&["printf", "%s\\n", "a b", "*", "$HOME", "", "'"]));
+    assert!(job.non_blocking);
     assert_eq!(job.output(), b"a b\n*\n$HOME\n\n'\n");
     assert_eq!(read_all(job.stderr.as_fd()), b"");
     let ended = world.gate.ended(job.id);
@@ -214,6 +215,7 @@ fn stdin_ends_when_both_ends_of_it_are_closed() {
         ..spec(argv)
     };
     let mut job = world.gate.run(piped(&["cat"]));
+    assert!(job.non_blocking);
     let stdin = job.stdin.take().unwrap();
     rustix::io::write(&stdin, b"text").unwrap();
     drop(stdin);
