@@ -154,6 +154,14 @@ impl Jobs {
         self.by_serial.keys().copied().collect()
     }
 
+    /// Takes the groups away from the jobs, for the keeper's end.
+    pub(super) fn take_cgroups(&mut self) -> Vec<Cgroup> {
+        let jobs = self.by_serial.values_mut();
+        let of_jobs = jobs.filter_map(|job| job.cgroup.take());
+        let of_failed = self.failed.drain().filter_map(|(_, (_, cgroup))| cgroup);
+        of_jobs.chain(of_failed).collect()
+    }
+
     fn insert(&mut self, serial: Serial, job: Job) {
         self.by_id.insert(job.id, serial);
         *self.per_user.entry(job.uid).or_default() += 1;

@@ -121,6 +121,9 @@ impl Keeper {
 
     pub(super) fn finish(mut self) -> ExitCode {
         self.reap_orphans();
+        for cgroup in self.jobs.take_cgroups() {
+            self.cgroups.give_back(cgroup);
+        }
         self.cgroups.remove();
         ExitCode::SUCCESS
     }

@@ -21,10 +21,12 @@ fn the_end_of_the_lifeline_ends_everything() {
     let child = rustix::process::Pid::from_raw(left.line().parse().unwrap()).unwrap();
     world.gate.ended(left.id);
     let gate = world.gate.pid;
+    let cgroup = world.cgroup();
     assert!(world.cut().success());
     wait_gone(stubborn.pid);
     wait_gone(child);
-    assert!(!lives(gate));
+    wait_gone(gate);
+    assert!(cgroup.is_none_or(|folder| !folder.exists()));
 }
 
 #[test]
@@ -181,7 +183,7 @@ fn a_gate_that_dies_at_once_is_started_ever_more_slowly() {
 #[test]
 fn the_service_manager_is_told() {
     let mut world = World::notified();
-    let mut told = |world: &World| {
+    let told = |world: &World| {
         let mut buffer = [0; 1024];
         let count = world.notify_socket().recv(&mut buffer).unwrap();
         String::from_utf8(buffer[..count].to_vec()).unwrap()

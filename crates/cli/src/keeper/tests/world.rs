@@ -206,6 +206,16 @@ impl World {
         status
     }
 
+    /// The folder of the keeper's cgroups, if it has one.
+    pub(super) fn cgroup(&self) -> Option<PathBuf> {
+        let name = format!("bowline-{}", self.keeper().as_raw_pid());
+        let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let folders = mounts.map(|mount| mount.join(below).join(&name));
+        folders.into_iter().find(|folder| folder.exists())
+    }
+
     /// What the keepers on this folder have said.
     pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap()
@@ -215,10 +225,14 @@ impl World {
         self.notify.as_ref().unwrap()
     }
 
-    /// Numbers of the keeper's open descriptors.
+    /// How many descriptors the keeper has open, cgroups that it keeps for later aside.
     pub(super) fn open_fds(&self) -> usize {
         let path = format!("/proc/{}/fd", self.keeper().as_raw_pid());
-        std::fs::read_dir(path).unwrap().count()
+        let open = std::fs::read_dir(path).unwrap();
+        let targets = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        targets
+            .filter(|target| !target.starts_with("/sys/fs/cgroup"))
+            .count()
     }
 }
 
