@@ -28,6 +28,7 @@ use super::journal::{EndRecord, JobImage, OnDisconnect, Record, StartRecord};
 use super::program::COOKIE;
 use super::requests::Start;
 use super::spawn::{self, Pending, Progress, Stage};
+use super::state::{JobState, KeeperState};
 use super::tree::{self, Roots};
 use super::{Keeper, ORPHANS_AFTER, Timer, Token, reap, unix_ms, wait};
 use crate::ipc::{
@@ -571,6 +572,24 @@ impl Keeper {
         let (snapshot, fds) = job.snapshot();
         let (worker, snapshot) = (job.worker, Box::new(snapshot));
         self.send(worker, &ToGate::Adopt { snapshot }, &fds);
+    }
+
+    /// All that a successor needs to know.
+    pub(super) fn state(&self) -> KeeperState {
+        let jobs = self.jobs.by_serial.values().filter_map(|job| {
+            let image = self.journal.job(job.id)?;
+            Some(JobState {
+                snapshot: job.snapshot().0,
+                started: image.pid.and_then(|(_, started)| started),
+                deadline_unix_ms: image.start.deadline_unix_ms,
+                cause: job.cause,
+            })
+        });
+        KeeperState {
+            keeper: self.journal.keeper().clone(),
+            generation: self.generation,
+            jobs: jobs.collect(),
+        }
     }
 
     /// Jobs that only the journal knows: an earlier keeper's.

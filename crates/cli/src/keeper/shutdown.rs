@@ -120,6 +120,7 @@ impl Keeper {
     }
 
     pub(super) fn finish(mut self) -> ExitCode {
+        self.takeover.remove(&self.config.state_dir);
         self.reap_orphans();
         for cgroup in self.jobs.take_cgroups() {
             self.cgroups.give_back(cgroup);

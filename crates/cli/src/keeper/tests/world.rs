@@ -216,6 +216,15 @@ impl World {
         folders.into_iter().find(|folder| folder.exists())
     }
 
+    /// A connection to the takeover socket.
+    pub(super) fn takeover_socket(&self) -> OwnedFd {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let address = SocketAddrUnix::new(self.state().join("takeover")).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        socket
+    }
+
     /// What the keepers on this folder have said.
     pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap()
