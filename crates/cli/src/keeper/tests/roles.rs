@@ -122,8 +122,6 @@ fn keeper(folder: &Path, options: &Options) -> i32 {
 
 fn config(folder: &Path, options: &Options) -> ServerConfig {
     ServerConfig {
-        own_user_only: false,
-        allow_locked_accounts: false,
         listen: Vec::new(),
         host_key: PathBuf::new(),
         state_dir: folder.join("state"),
