@@ -110,7 +110,6 @@ fn own() -> Own {
     let number = |limit: Option<u64>| limit.unwrap_or(UNLIMITED);
     Own {
         uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
         nofile: (number(limit.current), number(limit.maximum)),
         umask: rustix::process::umask(Mode::RWXG | Mode::RWXO).bits(),
     }

@@ -58,6 +58,7 @@ impl KeeperState {
     ///
     /// # Errors
     /// [`StateError`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "the takeover reads it"))]
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let (version, rest) = bytes.split_first_chunk().ok_or(StateError::Damaged)?;
         match u16::from_le_bytes(*version) {

@@ -66,7 +66,7 @@ fn what_is_left_of_a_tree_ends_after_its_main_process() {
     for mut world in [World::new(), World::rootless(Options::default())] {
         let text = "sleep 1000 & echo $!; (setsid sh -c 'sleep 1000 & echo $!; exit' &); sleep 0.1";
         let job = world.gate.run(shell(text));
-        let mut number = || Pid::from_raw(job.line().parse().unwrap()).unwrap();
+        let number = || Pid::from_raw(job.line().parse().unwrap()).unwrap();
         let pids = [number(), number()];
         let ended = world.gate.ended(job.id);
         assert_eq!(ended, (Exited::Code(0), None, Tree::LeftAlone));
