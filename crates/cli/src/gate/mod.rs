@@ -7,6 +7,7 @@
 //! of its own; they share what [`Shared`] holds. The gate may die at any time:
 //! the keeper starts another and hands it what runs.
 
+mod confine;
 mod connection;
 mod job;
 mod link;
@@ -117,6 +118,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let mut signatures = take(FIRST_FD + workers)?.into_iter();
     let first = sockets.next().context("no worker")?;
     let mut start = welcome(&first)?;
+    confine::confine(&start.config.record_dir).context("the gate cannot be confined")?;
     let keep = Keep {
         jobs_max: start.config.record_jobs_max,
         age_ms: start.config.record_age_ms,
