@@ -7,6 +7,7 @@
 //! of its own; they share what [`Shared`] holds. The gate may die at any time:
 //! the keeper starts another and hands it what runs.
 
+mod confine;
 mod connection;
 mod job;
 mod link;
@@ -127,6 +128,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     // the others must not look like that.
     let mut held = Vec::new();
     let mut start = welcome(&first)?;
+    confine::confine(&start.config.record_dir).context("the gate cannot be confined")?;
     let keep = Keep {
         jobs_max: start.config.record_jobs_max,
         age_ms: start.config.record_age_ms,
