@@ -110,13 +110,12 @@ fn a_flood_of_strangers_does_not_keep_out_who_is_known() {
     let mut admission = admission(1000, 1000, 100);
     succeed(&mut admission, address(7), now);
     let mut strangers = 0;
-    while let Ok(ticket) = admission.admit(address(1000 + strangers), now) {
-        std::mem::forget(ticket);
+    while let Ok(_held) = admission.admit(address(1000 + strangers), now) {
         strangers += 1;
     }
     assert_eq!(strangers, 112);
     for _ in 0..13 {
-        std::mem::forget(admission.admit(address(7), now).unwrap());
+        let _held = admission.admit(address(7), now).unwrap();
     }
     let beyond = admission.admit(address(7), now).unwrap_err();
     assert_eq!(beyond, Refusal::Handshakes, "the reserve has an end too");
@@ -161,7 +160,7 @@ fn who_failed_often_waits_while_others_compete() {
     }
     succeed(&mut admission, address(1), now);
     for n in 0..5 {
-        std::mem::forget(admission.admit(address(100 + n), now).unwrap());
+        let _held = admission.admit(address(100 + n), now).unwrap();
     }
     assert!(admission.admit(address(1), now).is_ok());
     // The rest of its connections are not touched by any of this.
@@ -175,7 +174,7 @@ fn the_allowance_of_a_known_nuisance_has_an_end() {
     succeed(&mut admission, address(1), now);
     fail(&mut admission, address(1), 20, now);
     for _ in 0..KNOWN_ALLOWANCE {
-        std::mem::forget(admission.admit(address(1), now).unwrap());
+        let _held = admission.admit(address(1), now).unwrap();
     }
     assert_eq!(
         admission.admit(address(1), now).unwrap_err(),
