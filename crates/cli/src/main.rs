@@ -1,5 +1,10 @@
 //! The program `bowline`: reads its arguments and calls the command's file.
 
+#![allow(
+    unreachable_pub,
+    reason = "a program exports nothing, so `pub` can only mean its own modules"
+)]
+
 mod cmd;
 mod config;
 mod duration;

@@ -218,7 +218,14 @@ fn parse_key(algorithm: &[u8], rest: &[u8]) -> Result<PublicKey, LineError> {
 fn split_word(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().position(is_blank).unwrap_or(text.len());
     let (word, rest) = text.split_at_checked(end).unwrap_or((text, b""));
-    (word, rest.trim_ascii_start())
+    (word, skip_blanks(rest))
+}
+
+/// What follows the blanks. Only these part words: a form feed, say, belongs to the word behind it,
+/// for [`parse`] and [`parse_for`] alike.
+fn skip_blanks(text: &[u8]) -> &[u8] {
+    let blanks = text.iter().take_while(|byte| is_blank(byte)).count();
+    text.get(blanks..).unwrap_or_default()
 }
 
 /// Cuts at the first blank outside of quotes; a backslash keeps a quote from closing.
@@ -230,7 +237,7 @@ fn split_options(text: &[u8]) -> Result<(&[u8], &[u8]), LineError> {
             b'"' if !escaped => quoted = !quoted,
             byte if is_blank(byte) && !quoted => {
                 let (options, rest) = text.split_at_checked(at).unwrap_or((text, b""));
-                return Ok((options, rest.trim_ascii_start()));
+                return Ok((options, skip_blanks(rest)));
             }
             _ => {}
         }

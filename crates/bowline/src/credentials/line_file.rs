@@ -83,3 +83,27 @@ fn open_locked(path: &Path) -> Result<File, FileError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_else_holds_the_lock_while_a_line_is_decided() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines");
+        let other_gets_lock = || {
+            let other = File::open(&path).unwrap();
+            rustix::fs::flock(&other, FlockOperation::NonBlockingLockShared).is_ok()
+        };
+        let added = append(&path, 100, |content| {
+            assert_eq!(content, b"");
+            assert!(!other_gets_lock());
+            Ok::<_, FileError>(Some("line\n".to_owned()))
+        });
+        assert!(added.unwrap());
+        assert!(other_gets_lock());
+        let full = append(&path, 4, |_| Ok::<_, FileError>(None));
+        assert!(matches!(full, Err(FileError::TooLong { bytes_max: 4, .. })));
+    }
+}

@@ -148,6 +148,29 @@ fn keys_are_offered_in_order() {
 }
 
 #[test]
+fn a_key_is_offered_once_wherever_it_lies() {
+    let home = Home::new();
+    let agent = RunningAgent::start(&home);
+    let (path, key) = ssh_key(&home, "key", "ed25519", "");
+    agent.add(&home, [&path]);
+    std::fs::copy(&path, home.join(".ssh/copy")).unwrap();
+    let own = home.join(".config/bowline/id_ed25519");
+    std::fs::create_dir_all(own.parent().unwrap()).unwrap();
+    std::fs::copy(&path, &own).unwrap();
+    let with = With {
+        host: HostConfig {
+            identity_files: Some(vec![path.clone(), home.join(".ssh/copy")]),
+            ..HostConfig::default()
+        },
+        agent: Some(&agent),
+        ..With::default()
+    };
+    assert_eq!(keys(&rounds(&home, &with).0), [vec![key.clone()]]);
+    std::fs::remove_file(own).unwrap();
+    assert_eq!(keys(&rounds(&home, &with).0), [vec![key]]);
+}
+
+#[test]
 fn more_keys_than_fit_go_into_further_rounds() {
     let home = Home::new();
     let agent = RunningAgent::start(&home);

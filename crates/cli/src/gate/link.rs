@@ -107,11 +107,6 @@ impl Link {
         self.connections.borrow_mut().remove(&connection);
     }
 
-    /// How many connections have a box.
-    pub(super) fn connections(&self) -> usize {
-        self.connections.borrow().len()
-    }
-
     /// A fresh number for a request whose answer goes to `mail`.
     pub(super) fn request(&self, mail: &Rc<Mail>) -> u64 {
         let request = self.next_request.get();
@@ -195,10 +190,6 @@ impl Link {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    self.keeper_gone();
-                    return Ok(());
-                }
                 Err(error) => return Err(error),
             }
         }

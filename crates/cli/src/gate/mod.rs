@@ -109,6 +109,13 @@ fn unix_ms() -> u64 {
 /// # Errors
 /// Where the keeper's sockets are not there or say nothing that makes sense.
 pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
+    // A worker that is lost would leave its connections hanging: the whole gate ends with it,
+    // and the keeper starts another.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        hook(panic);
+        std::process::abort();
+    }));
     let workers = i32::from(workers.max(1));
     let take = |first: i32| -> anyhow::Result<Vec<OwnedFd>> {
         (first..first + workers)
@@ -118,6 +125,9 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let mut sockets = take(FIRST_FD)?.into_iter();
     let mut signatures = take(FIRST_FD + workers)?.into_iter();
     let first = sockets.next().context("no worker")?;
+    // The keeper takes a closed socket for the end of the gate; a worker that is done earlier than
+    // the others must not look like that.
+    let mut held = Vec::new();
     let mut start = welcome(&first)?;
     confine::confine(&start.config.record_dir).context("the gate cannot be confined")?;
     let keep = Keep {
@@ -137,6 +147,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let mut threads = Vec::new();
     for (number, socket) in std::iter::once(first).chain(sockets).enumerate() {
         let signature = signatures.next().context("no signature socket")?;
+        held.push((socket.try_clone()?, signature.try_clone()?));
         let listeners = start.listeners_for(number)?;
         let certificate = start.certificate.clone();
         let shared = shared.clone();
@@ -154,6 +165,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+    drop(held);
     // The last recorder is gone with the workers; what they recorded is written.
     let _ = record_thread.join();
     Ok(ExitCode::SUCCESS)

@@ -92,6 +92,8 @@ pub fn receive<T: DeserializeOwned>(
         match received {
             Ok(received) => break received,
             Err(rustix::io::Errno::INTR) => {}
+            // It has closed without having read everything.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
     };

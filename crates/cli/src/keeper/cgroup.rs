@@ -11,7 +11,9 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
@@ -21,6 +23,8 @@ const FREE_MAX: usize = 64;
 const LOOK_AGAIN: usize = 4;
 /// The processes of one group that are signalled; the rest is for `cgroup.kill`.
 const PROCS_BYTES_MAX: u64 = 1024 * 1024;
+/// How long killed processes are waited for at the very end.
+const DYING_MAX: Duration = Duration::from_secs(1);
 /// How deep groups that a job made inside its own are followed.
 const DEPTH_MAX: u32 = 16;
 
@@ -108,9 +112,12 @@ impl Cgroups {
         self.folder = None;
     }
 
-    /// Removes what is empty; what still runs keeps its group.
+    /// Removes what is empty or was killed; what still runs keeps its group.
     pub(crate) fn remove(&mut self) {
         for group in self.free.drain(..).chain(self.lingering.drain(..)) {
+            if group.killed.get() {
+                group.wait_until_empty();
+            }
             group.remove();
         }
         if let Some(folder) = &self.folder {
@@ -174,6 +181,24 @@ impl Cgroup {
         // Two links are the folder itself: a job of root may have made groups inside.
         let plain = rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
         readable.is_ok() && plain && events.lines().any(|line| line == "populated 0")
+    }
+
+    /// The killed are still on their way out for a moment.
+    fn wait_until_empty(&self) {
+        let Ok(events) = self.open("cgroup.events", OFlags::RDONLY) else {
+            return;
+        };
+        let until = Instant::now() + DYING_MAX;
+        while !self.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = left.try_into().ok();
+            // The file says that it has changed since it was last read, here at its opening.
+            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+            if left.is_zero() || rustix::event::poll(&mut changed, timeout.as_ref()) == Ok(0) {
+                return;
+            }
+            let _ = rustix::io::pread(&events, &mut [0; 256], 0);
+        }
     }
 
     fn remove(self) {

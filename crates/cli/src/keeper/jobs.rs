@@ -28,6 +28,7 @@ use super::journal::{EndRecord, JobImage, OnDisconnect, Record, StartRecord};
 use super::program::COOKIE;
 use super::requests::Start;
 use super::spawn::{self, Pending, Progress, Stage};
+use super::state::{JobState, KeeperState};
 use super::tree::{self, Roots};
 use super::{Keeper, ORPHANS_AFTER, Timer, Token, reap, unix_ms, wait};
 use crate::ipc::{
@@ -152,6 +153,14 @@ impl Jobs {
 
     pub(super) fn all(&self) -> Vec<Serial> {
         self.by_serial.keys().copied().collect()
+    }
+
+    /// Takes the groups away from the jobs, for the keeper's end.
+    pub(super) fn take_cgroups(&mut self) -> Vec<Cgroup> {
+        let jobs = self.by_serial.values_mut();
+        let of_jobs = jobs.filter_map(|job| job.cgroup.take());
+        let of_failed = self.failed.drain().filter_map(|(_, (_, cgroup))| cgroup);
+        of_jobs.chain(of_failed).collect()
     }
 
     fn insert(&mut self, serial: Serial, job: Job) {
@@ -563,6 +572,24 @@ impl Keeper {
         let (snapshot, fds) = job.snapshot();
         let (worker, snapshot) = (job.worker, Box::new(snapshot));
         self.send(worker, &ToGate::Adopt { snapshot }, &fds);
+    }
+
+    /// All that a successor needs to know.
+    pub(super) fn state(&self) -> KeeperState {
+        let jobs = self.jobs.by_serial.values().filter_map(|job| {
+            let image = self.journal.job(job.id)?;
+            Some(JobState {
+                snapshot: job.snapshot().0,
+                started: image.pid.and_then(|(_, started)| started),
+                deadline_unix_ms: image.start.deadline_unix_ms,
+                cause: job.cause,
+            })
+        });
+        KeeperState {
+            keeper: self.journal.keeper().clone(),
+            generation: self.generation,
+            jobs: jobs.collect(),
+        }
     }
 
     /// Jobs that only the journal knows: an earlier keeper's.

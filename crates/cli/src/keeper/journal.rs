@@ -174,6 +174,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Who writes.
+    pub(crate) fn keeper(&self) -> &KeeperRecord {
+        &self.keeper
+    }
+
     /// The jobs that are not released, those of earlier keepers among them.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobImage> {
         self.image.jobs.values()

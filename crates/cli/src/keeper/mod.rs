@@ -30,6 +30,8 @@ mod shutdown;
 mod sign;
 mod spawn;
 mod startup;
+mod state;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -55,6 +57,7 @@ use self::policy::Policy;
 use self::program::Own;
 use self::shutdown::Phase;
 use self::spawn::{Progress, Stacks};
+use self::takeover::Takeover;
 use self::timers::Timers;
 use crate::config::ServerConfig;
 use crate::ipc::ToGate;
@@ -121,6 +124,8 @@ enum Token {
     Signer(usize),
     JobStatus(Serial),
     JobGone(Serial),
+    Takeover,
+    Asker(u64),
 }
 
 /// What is to be done later.
@@ -156,6 +161,7 @@ struct Keeper {
     grants: Grants,
     jobs: Jobs,
     journal: Journal,
+    takeover: Takeover,
     cgroups: Cgroups,
     stacks: Stacks,
     timers: Timers<Timer>,
@@ -217,6 +223,8 @@ impl Keeper {
             Token::Signer(index) => self.read_signer(index),
             Token::JobStatus(serial) => self.job_progress(serial),
             Token::JobGone(serial) => self.job_gone(serial),
+            Token::Takeover => self.accept_asker(),
+            Token::Asker(number) => self.read_asker(number),
         }
     }
 
@@ -404,6 +412,8 @@ impl Token {
             Token::Signer(index) => (4, index as u64),
             Token::JobStatus(Serial(serial)) => (5, serial),
             Token::JobGone(Serial(serial)) => (6, serial),
+            Token::Takeover => (7, 0),
+            Token::Asker(number) => (8, number),
         };
         kind << 56 | number
     }
@@ -418,6 +428,8 @@ impl Token {
             4 => Token::Signer(number as usize),
             5 => Token::JobStatus(Serial(number)),
             6 => Token::JobGone(Serial(number)),
+            7 => Token::Takeover,
+            8 => Token::Asker(number),
             _ => return None,
         })
     }

@@ -26,9 +26,8 @@ pub(crate) struct BadSpec;
 /// What the keeper itself contributes to every job.
 #[derive(Clone, Debug)]
 pub(crate) struct Own {
-    /// The uid and gid that the keeper runs as.
+    /// The uid that the keeper runs as.
     pub(crate) uid: u32,
-    pub(crate) gid: u32,
     /// The limit of descriptors that the keeper was started with.
     pub(crate) nofile: (u64, u64),
     /// The mask that the keeper was started with.

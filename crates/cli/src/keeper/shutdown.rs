@@ -120,7 +120,11 @@ impl Keeper {
     }
 
     pub(super) fn finish(mut self) -> ExitCode {
+        self.takeover.remove(&self.config.state_dir);
         self.reap_orphans();
+        for cgroup in self.jobs.take_cgroups() {
+            self.cgroups.give_back(cgroup);
+        }
         self.cgroups.remove();
         ExitCode::SUCCESS
     }

@@ -21,6 +21,7 @@ use super::gate::GateProgram;
 use super::journal::{self, Journal, KeeperRecord};
 use super::program::Own;
 use super::spawn::Ids;
+use super::takeover::{self, Question, Takeover};
 use super::{Keeper, Phase, Setup, Token, unix_ms};
 use crate::config::ServerConfig;
 
@@ -37,6 +38,7 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
     make_folders(&config, gate_ids.as_ref())?;
     let lock = lock(&config.state_dir)?;
     let journal = open_journal(&config.state_dir)?;
+    let takeover = Takeover::listen(&config.state_dir).context("the takeover socket")?;
     let nofile = raise_nofile(own.nofile);
     super::spawn::keep_children();
     let pid = rustix::process::getpid();
@@ -71,6 +73,7 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         grants: Default::default(),
         jobs: Default::default(),
         journal,
+        takeover,
         cgroups: super::Cgroups::find(pid),
         stacks: Default::default(),
         timers: Default::default(),
@@ -83,6 +86,9 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
     };
     keeper
         .watch(keeper.signals.as_fd(), Token::Signals)
+        .context("epoll")?;
+    keeper
+        .watch(keeper.takeover.as_fd(), Token::Takeover)
         .context("epoll")?;
     if let Some(lifeline) = &keeper.lifeline {
         keeper
@@ -104,7 +110,6 @@ fn own() -> Own {
     let number = |limit: Option<u64>| limit.unwrap_or(UNLIMITED);
     Own {
         uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
         nofile: (number(limit.current), number(limit.maximum)),
         umask: rustix::process::umask(Mode::RWXG | Mode::RWXO).bits(),
     }
@@ -201,10 +206,20 @@ fn lock(folder: &Path) -> anyhow::Result<OwnedFd> {
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let pid = fs::read_to_string(&path).unwrap_or_default();
+        let running = match takeover::ask(folder, Question::Version) {
+            Ok((answer, _)) => format!(
+                "pid {}, version {}, {} jobs",
+                answer.pid, answer.software, answer.jobs
+            ),
+            // It is only just starting, or of another user.
+            Err(_) => format!(
+                "pid {}",
+                fs::read_to_string(&path).unwrap_or_default().trim()
+            ),
+        };
         bail!(
-            "another bowline serve (pid {}) uses the state directory {}; give this one its own with --state-dir",
-            pid.trim(),
+            "another bowline serve ({running}) uses the state directory {}; \
+             give this one its own with --state-dir",
             folder.display()
         );
     }

@@ -144,6 +144,50 @@ fn shell_cwd_env_and_no_stdin() {
 }
 
 #[test]
+fn a_program_has_three_descriptors_and_a_known_environment() {
+    let server = Server::start();
+    let show = "import os\nprint(sorted(int(f) for f in os.listdir('/proc/self/fd'))[:-1])";
+    let done = output(server.run(&[], &["python3", "-c", show]));
+    assert_eq!(text(&done.stdout), "[0, 1, 2]\n");
+    let mut run = server.run(&[], &["env", "-0"]);
+    run.env("LANG", "C.UTF-8").env("SECRET_OF_THE_CLIENT", "x");
+    let done = output(run);
+    let names: Vec<String> = text(&done.stdout)
+        .split_terminator('\0')
+        .map(|variable| variable.split_once('=').unwrap().0.to_owned())
+        .collect();
+    for name in [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "BOWLINE_JOB",
+    ] {
+        assert!(names.iter().any(|n| n == name), "{name} of {names:?}");
+    }
+    let known = |name: &str| {
+        name.starts_with("LC_")
+            || [
+                "PATH",
+                "HOME",
+                "USER",
+                "LOGNAME",
+                "SHELL",
+                "LANG",
+                "MAIL",
+                "TZ",
+                "XDG_RUNTIME_DIR",
+                "BOWLINE_JOB",
+                "BOWLINE_CONNECTION",
+            ]
+            .contains(&name)
+    };
+    assert!(names.iter().all(|name| known(name)), "{names:?}");
+}
+
+#[test]
 fn json_lines_and_the_outcome_as_the_last() {
     let server = Server::start();
     let done = output(server.run(
@@ -259,11 +303,8 @@ fn signals_reach_the_program() {
         assert_eq!(running.line(), word);
     }
     running.signal(15);
-    let (status, out, err) = running.end();
-    assert_eq!(
-        (status, out.as_str(), err.as_str()),
-        (Some(7), "term\n", "")
-    );
+    let (status, out, _) = running.end();
+    assert_eq!((status, out.as_str()), (Some(7), "term\n"));
 
     let mut running = Running::start(server.run(&[], &["sh", "-c", "echo ready; exec sleep 1000"]));
     assert_eq!(running.line(), "ready");

@@ -4,11 +4,13 @@
 //! Each random test prints its seed; `BOWLINE_SEED=n` runs that one alone, and
 //! `BOWLINE_SEEDS=n` so many.
 
+mod document;
 mod growth;
 mod hostile;
 mod outgoing;
 mod permitted;
 mod simulation;
+mod vectors;
 
 use super::*;
 use crate::frame::{Flags, Kind, Prelude, Stream};

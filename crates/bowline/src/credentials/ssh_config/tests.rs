@@ -181,6 +181,20 @@ fn including_without_end_is_an_error() {
         home.try_lookup("h"),
         Err(SshConfigError::Includes { .. })
     ));
+    let names: Vec<_> = (0..FILES_MAX)
+        .map(|number| format!("many/{number}"))
+        .collect();
+    let mut files: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), "User x\n"))
+        .collect();
+    files.push(("config", "Include many/*\n"));
+    assert!(matches!(
+        Home::new(&files).try_lookup("h"),
+        Err(SshConfigError::Includes { .. })
+    ));
+    // The two files asked for count too, also the missing one.
+    assert!(Home::new(&files[2..]).try_lookup("h").is_ok());
     // Every file includes all: two of them are enough to double with each level.
     let home = Home::new(&[
         ("config", "Include d/*\n"),

@@ -1,1 +1,258 @@
-//! x
+//! The keeper's own life: beginning, reloading, draining, ending, and what the next one finds.
+
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::roles::Options;
+use super::world::{Answer, World, job_id, lives, shell, spec, wait_gone};
+use crate::ipc::{Cause, Exited, JobSpec, RefuseCode, ToGate, ToKeeper, Tree};
+
+#[test]
+fn the_end_of_the_lifeline_ends_everything() {
+    let mut world = World::new();
+    let stubborn = world.gate.run(shell(
+        "trap '' TERM HUP INT; echo up; while :; do sleep 1000; done",
+    ));
+    assert_eq!(stubborn.line(), "up");
+    let left = world.gate.run(shell("setsid sleep 1000 & echo $!"));
+    let child = rustix::process::Pid::from_raw(left.line().parse().unwrap()).unwrap();
+    world.gate.ended(left.id);
+    let gate = world.gate.pid;
+    let cgroup = world.cgroup();
+    assert!(world.cut().success());
+    wait_gone(stubborn.pid);
+    wait_gone(child);
+    wait_gone(gate);
+    assert!(cgroup.is_none_or(|folder| !folder.exists()));
+}
+
+#[test]
+fn draining_lets_jobs_end_and_takes_no_new_ones() {
+    let mut world = World::new();
+    let job = world.gate.run(shell("echo up; sleep 0.3; exit 4"));
+    assert_eq!(job.line(), "up");
+    world.signal(Signal::TERM);
+    let (deadline_ms, _) = world.gate.expect(|message| match message {
+        ToGate::Drain { deadline_ms } => Some(*deadline_ms),
+        _ => None,
+    });
+    assert_eq!(deadline_ms, 60_000);
+    let answer = world.gate.start_as("", job_id(), spec(&["true"]));
+    assert!(matches!(answer, Answer::Refused(RefuseCode::Draining)));
+    assert_eq!(world.gate.ended(job.id).0, Exited::Code(4));
+    // The gate ends when it has told its clients, and the keeper with it.
+    world.gate.order(&super::roles::GateOrder::Exit(0));
+    assert!(world.wait().success());
+}
+
+#[test]
+fn what_does_not_end_in_time_is_ended() {
+    let mut world = World::with(Options {
+        drain_ms: 100,
+        kill_grace_ms: 100,
+        ..Options::default()
+    });
+    let job = world
+        .gate
+        .run(shell("trap '' TERM; echo up; while :; do sleep 1000; done"));
+    assert_eq!(job.line(), "up");
+    world.signal(Signal::INT);
+    let (_, cause, _) = world.gate.ended(job.id);
+    assert_eq!(cause, Some(Cause::Draining));
+    world.gate.order(&super::roles::GateOrder::Exit(0));
+    assert!(world.wait().success());
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut world = World::new();
+    let job = world
+        .gate
+        .run(shell("trap '' TERM; echo up; while :; do sleep 1000; done"));
+    assert_eq!(job.line(), "up");
+    world.signal(Signal::TERM);
+    world
+        .gate
+        .expect(|message| matches!(message, ToGate::Drain { .. }).then_some(()));
+    world.signal(Signal::TERM);
+    assert!(world.wait().success());
+    wait_gone(job.pid);
+}
+
+#[test]
+fn a_reload_reaches_the_gate_and_ends_nothing() {
+    let mut world = World::new();
+    let job = world.gate.run(spec(&["sleep", "1000"]));
+    world.signal(Signal::HUP);
+    let (config, _) = world.gate.expect(|message| match message {
+        ToGate::Reload { config } => Some(config.clone()),
+        _ => None,
+    });
+    assert_eq!(config.idle_timeout_ms, 77);
+    assert!(lives(job.pid));
+    // The next gate begins with it.
+    world.gate.kill();
+    world.next_gate();
+    let ToGate::Welcome { config, .. } = &world.gate.welcome else {
+        panic!("{:?}", world.gate.welcome);
+    };
+    assert_eq!(config.idle_timeout_ms, 77);
+}
+
+#[test]
+fn two_keepers_do_not_share_a_state_directory() {
+    let world = World::new();
+    let mut second = world.second_keeper();
+    assert_eq!(second.wait().unwrap().code(), Some(3));
+    let log = world.log();
+    assert!(log.contains("another bowline serve"), "{log}");
+    assert!(
+        log.contains(&world.keeper().as_raw_pid().to_string()),
+        "{log}"
+    );
+    let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(world.state()), 0o700);
+    assert_eq!(mode(world.state().join("journal")), 0o600);
+}
+
+#[test]
+fn jobs_of_a_killed_keeper_are_lost_and_said_to_be() {
+    let mut world = World::new();
+    let running = world.gate.run(spec(&["sleep", "1000"]));
+    let over = world.gate.run(shell("exit 3"));
+    world.gate.ended(over.id);
+    let released = world.gate.run(spec(&["true"]));
+    world.gate.ended(released.id);
+    world.gate.tell(ToKeeper::Released { job: released.id });
+    world.gate.settle();
+    let gate = world.gate.pid;
+    world.signal(Signal::KILL);
+    world.wait();
+    // The job is not hurt by the death of the keeper: the gate holds its pipes.
+    assert!(lives(running.pid) && lives(gate));
+    world.restart();
+    world.gate.adopt(2);
+    let adopted = std::mem::take(&mut world.gate.adopted);
+    let of = |id| {
+        let found = adopted.iter().find(|(snapshot, _)| snapshot.job == id);
+        let (snapshot, fds) = found.unwrap();
+        assert!(fds.is_empty() && snapshot.open.is_empty());
+        snapshot.ended.unwrap()
+    };
+    assert_eq!(of(running.id).0, Exited::Lost);
+    assert_eq!(
+        (of(over.id).0, of(over.id).2),
+        (Exited::Code(3), Tree::LeftAlone)
+    );
+    // Neither of them starts again, released or not.
+    let refused = |answer| matches!(answer, Answer::Refused(RefuseCode::DuplicateJob));
+    for id in [running.id, over.id, released.id] {
+        assert!(refused(world.gate.start_as("", id, spec(&["true"]))));
+        world.gate.tell(ToKeeper::Released { job: id });
+        assert!(refused(world.gate.start_as("", id, spec(&["true"]))));
+    }
+    rustix::process::kill_process(running.pid, Signal::KILL).unwrap();
+    world.gate.settle();
+    world.cut();
+    world.restart();
+    world.gate.settle();
+    assert_eq!(world.gate.kept_adoptions(), 0);
+}
+
+#[test]
+fn a_gate_that_dies_at_once_is_started_ever_more_slowly() {
+    let mut world = World::broken(Options {
+        broken_gate: true,
+        ..Options::default()
+    });
+    let begun = Instant::now();
+    let mut starts = 0;
+    while starts < 5 {
+        starts = world.log().matches("the gate ended").count();
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", world.log());
+        std::thread::yield_now();
+    }
+    // At once, then after 50, 100 and 200 ms.
+    assert!(begun.elapsed() >= Duration::from_millis(350));
+    assert!(world.cut().success());
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut world = World::notified();
+    let told = |world: &World| {
+        let mut buffer = [0; 1024];
+        let count = world.notify_socket().recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..count].to_vec()).unwrap()
+    };
+    assert_eq!(told(&world).trim(), "READY=1");
+    world.signal(Signal::HUP);
+    let reloading = told(&world);
+    assert!(reloading.contains("RELOADING=1"), "{reloading}");
+    assert!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    assert_eq!(told(&world).trim(), "READY=1");
+    world
+        .gate
+        .expect(|message| matches!(message, ToGate::Reload { .. }).then_some(()));
+    world.signal(Signal::TERM);
+    assert_eq!(told(&world).trim(), "STOPPING=1");
+    world.gate.order(&super::roles::GateOrder::Exit(0));
+    assert!(world.wait().success());
+}
+
+/// The socket of a service manager.
+pub(super) fn notify_socket(folder: &std::path::Path) -> UnixDatagram {
+    let path = folder.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    socket
+}
+
+#[test]
+fn a_keeper_tells_a_successor_what_it_holds() {
+    use crate::keeper::state::{self, KeeperState};
+    use crate::keeper::takeover::{Question, ask};
+    let mut world = World::new();
+    let running = world.gate.run(JobSpec {
+        timeout_ms: Some(600_000),
+        ..spec(&["sleep", "1000"])
+    });
+    let over = world.gate.run(shell("exit 3"));
+    world.gate.ended(over.id);
+    let (answer, _) = ask(&world.state(), Question::Version).unwrap();
+    assert_eq!(answer.pid, world.keeper().as_raw_pid());
+    assert_eq!((answer.state, answer.jobs), (state::VERSION, 2));
+    let (_, memfd) = ask(&world.state(), Question::State).unwrap();
+    let mut bytes = Vec::new();
+    let mut file = std::fs::File::from(memfd.unwrap());
+    assert!(file.write_all(b"x").is_err(), "nobody may change it");
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    let found = KeeperState::decode(&bytes).unwrap();
+    assert_eq!((found.generation, found.keeper.pid), (1, answer.pid));
+    let of = |id| {
+        found
+            .jobs
+            .iter()
+            .find(|job| job.snapshot.job == id)
+            .unwrap()
+    };
+    let job = of(running.id);
+    assert_eq!(job.snapshot.pid, running.pid.as_raw_pid());
+    assert!(job.started.is_some() && job.deadline_unix_ms.is_some());
+    assert_eq!(of(over.id).snapshot.ended.unwrap().0, Exited::Code(3));
+    // Whoever says nothing, or nonsense, holds up nobody.
+    let silent: Vec<_> = (0..20).map(|_| world.takeover_socket()).collect();
+    let _ = rustix::net::send(&silent[0], b"nonsense", rustix::net::SendFlags::empty());
+    world.gate.settle();
+    drop(silent);
+    world.gate.settle();
+    assert_eq!(ask(&world.state(), Question::Version).unwrap().0, answer);
+}

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -30,13 +32,31 @@ const ROOTLESS: u32 = 54_321;
 
 /// A keeper, its gate and the folder of both.
 pub(super) struct World {
-    pub(super) gate: TestGate,
+    pub(super) gate: PresentGate,
     control: OwnedFd,
     keeper: Option<Child>,
+    notify: Option<UnixDatagram>,
     options: Options,
     uid: Option<u32>,
     _log: Log,
     folder: tempfile::TempDir,
+}
+
+/// The gate that the test speaks for, once there is one.
+pub(super) struct PresentGate(Option<TestGate>);
+
+impl Deref for PresentGate {
+    type Target = TestGate;
+
+    fn deref(&self) -> &TestGate {
+        self.0.as_ref().expect("a gate")
+    }
+}
+
+impl DerefMut for PresentGate {
+    fn deref_mut(&mut self) -> &mut TestGate {
+        self.0.as_mut().expect("a gate")
+    }
 }
 
 /// What the keeper said, shown where a test fails.
@@ -74,6 +94,8 @@ pub(super) struct Running {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
+    /// Whether they came non-blocking; the test has changed that.
+    pub(super) non_blocking: bool,
 }
 
 /// What became of a start.
@@ -90,16 +112,26 @@ impl World {
     }
 
     pub(super) fn with(options: Options) -> Self {
-        Self::start(options, None)
+        Self::start(options, None, false).with_gate()
     }
 
     /// With a keeper that is not root, and so has no cgroups of its own here.
     pub(super) fn rootless(options: Options) -> Self {
         let root = rustix::process::geteuid().is_root();
-        Self::start(options, root.then_some(ROOTLESS))
+        Self::start(options, root.then_some(ROOTLESS), false).with_gate()
     }
 
-    fn start(options: Options, uid: Option<u32>) -> Self {
+    /// With a service manager that is told how the keeper does.
+    pub(super) fn notified() -> Self {
+        Self::start(Options::default(), None, true).with_gate()
+    }
+
+    /// With gates that never speak.
+    pub(super) fn broken(options: Options) -> Self {
+        Self::start(options, None, false)
+    }
+
+    fn start(options: Options, uid: Option<u32>, notified: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The gate of a root keeper is another user and must find the test's socket.
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -109,19 +141,23 @@ impl World {
         if uid.is_some() {
             std::os::unix::fs::chown(folder.path(), uid, uid).unwrap();
         }
-        let keeper = spawn_keeper(folder.path(), &options, uid);
-        // From here on the log is shown if the test fails.
-        let log = Log(folder.path().join("keeper.log"));
-        let gate = TestGate::accept(&control, &options);
+        let notify = notified.then(|| super::life::notify_socket(folder.path()));
         Self {
-            _log: log,
-            gate,
+            keeper: Some(spawn_keeper(folder.path(), &options, uid)),
+            // Dropped after the keeper: the log is shown if the test fails.
+            _log: Log(folder.path().join("keeper.log")),
+            gate: PresentGate(None),
             control,
-            keeper: Some(keeper),
             options,
             uid,
+            notify,
             folder,
         }
+    }
+
+    fn with_gate(mut self) -> Self {
+        self.next_gate();
+        self
     }
 
     pub(super) fn keeper(&self) -> Pid {
@@ -139,7 +175,7 @@ impl World {
 
     /// Waits for the gate that follows one that ended.
     pub(super) fn next_gate(&mut self) {
-        self.gate = TestGate::accept(&self.control, &self.options);
+        self.gate = PresentGate(Some(TestGate::accept(&self.control, &self.options)));
     }
 
     /// Starts a keeper on the same folder again, after the first has ended.
@@ -170,10 +206,42 @@ impl World {
         status
     }
 
-    /// Numbers of the keeper's open descriptors.
+    /// The folder of the keeper's cgroups, if it has one.
+    pub(super) fn cgroup(&self) -> Option<PathBuf> {
+        let name = format!("bowline-{}", self.keeper().as_raw_pid());
+        let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let folders = mounts.map(|mount| mount.join(below).join(&name));
+        folders.into_iter().find(|folder| folder.exists())
+    }
+
+    /// A connection to the takeover socket.
+    pub(super) fn takeover_socket(&self) -> OwnedFd {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let address = SocketAddrUnix::new(self.state().join("takeover")).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        socket
+    }
+
+    /// What the keepers on this folder have said.
+    pub(super) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap()
+    }
+
+    pub(super) fn notify_socket(&self) -> &UnixDatagram {
+        self.notify.as_ref().unwrap()
+    }
+
+    /// How many descriptors the keeper has open, cgroups that it keeps for later aside.
     pub(super) fn open_fds(&self) -> usize {
         let path = format!("/proc/{}/fd", self.keeper().as_raw_pid());
-        std::fs::read_dir(path).unwrap().count()
+        let open = std::fs::read_dir(path).unwrap();
+        let targets = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+        targets
+            .filter(|target| !target.starts_with("/sys/fs/cgroup"))
+            .count()
     }
 }
 
@@ -197,6 +265,11 @@ fn control_socket(path: &Path) -> OwnedFd {
 
 /// The roles run on a thread of the test harness; signals must not hit its main thread.
 fn spawn_keeper(folder: &Path, options: &Options, uid: Option<u32>) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("keeper.log"));
+    let log = log.unwrap();
     let mut command = Command::new("env");
     command
         .args(["TERM", "INT", "HUP", "CHLD"].map(|name| format!("--block-signal={name}")))
@@ -207,8 +280,12 @@ fn spawn_keeper(folder: &Path, options: &Options, uid: Option<u32>) -> Child {
         .env(OPTIONS, serde_json::to_string(options).unwrap())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(File::create(folder.join("keeper.log")).unwrap())
+        .stderr(log)
         .current_dir("/");
+    match folder.join("notify") {
+        path if path.exists() => command.env("NOTIFY_SOCKET", path),
+        _ => command.env_remove("NOTIFY_SOCKET"),
+    };
     if let Some(uid) = uid {
         command.uid(uid).gid(uid);
     }
@@ -291,6 +368,13 @@ impl TestGate {
         }
     }
 
+    /// How many adoptions have come while something else was waited for.
+    pub(super) fn kept_adoptions(&self) -> usize {
+        let kept = self.kept.iter();
+        kept.filter(|(message, _)| matches!(message, ToGate::Adopt { .. }))
+            .count()
+    }
+
     pub(super) fn request(&mut self) -> u64 {
         self.requests += 1;
         self.requests
@@ -357,6 +441,12 @@ impl TestGate {
         });
         match answer {
             ToGate::Started { job, pid, .. } => {
+                let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
+                let non_blocking = |fd| flags(fd).contains(rustix::fs::OFlags::NONBLOCK);
+                let non_blocking = fds.iter().all(non_blocking);
+                // The tests wait.
+                fds.iter()
+                    .for_each(|fd| rustix::io::ioctl_fionbio(fd, false).unwrap());
                 let mut fds = fds.into_iter();
                 let stdin = has_stdin.then(|| fds.next().unwrap());
                 let running = Running {
@@ -365,6 +455,7 @@ impl TestGate {
                     stdin,
                     stdout: fds.next().unwrap(),
                     stderr: fds.next().unwrap(),
+                    non_blocking,
                 };
                 assert_eq!(fds.count(), 0);
                 Answer::Started(running)
@@ -436,9 +527,8 @@ impl Running {
     /// Waits for one line on stdout.
     pub(super) fn line(&self) -> String {
         let mut line = Vec::new();
-        let mut file = blocking(self.stdout.as_fd());
         let mut byte = [0];
-        while file.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        while rustix::io::read(&self.stdout, &mut byte).unwrap() == 1 && byte != *b"\n" {
             line.push(byte[0]);
         }
         String::from_utf8(line).unwrap()
@@ -459,18 +549,11 @@ pub(super) fn sealed(bytes: &[u8]) -> OwnedFd {
 
 /// What comes out of a pipe until its end.
 pub(super) fn read_all(pipe: BorrowedFd<'_>) -> Vec<u8> {
+    rustix::io::ioctl_fionbio(pipe, false).unwrap();
+    let mut file = File::from(pipe.try_clone_to_owned().unwrap());
     let mut bytes = Vec::new();
-    blocking(pipe).read_to_end(&mut bytes).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
     bytes
-}
-
-fn blocking(pipe: BorrowedFd<'_>) -> File {
-    let flags = rustix::fs::fcntl_getfl(pipe).unwrap();
-    assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
-    let file = File::from(pipe.try_clone_to_owned().unwrap());
-    rustix::io::ioctl_fionbio(&file, false).unwrap();
-    // Put back when nobody waits any more is not needed: each pipe is read by one test.
-    file
 }
 
 /// A job id of this test run.

@@ -360,7 +360,7 @@ fn lengths_past_their_limits_are_known_by_the_prelude() {
 }
 
 /// Every kind's header in full, all optional keys included.
-fn full_headers() -> Vec<(Kind, serde_json::Value)> {
+pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
     fn value<M: Message>(message: &M) -> (Kind, serde_json::Value) {
         (M::KIND, serde_json::to_value(message).unwrap())
     }
@@ -456,7 +456,7 @@ fn full_headers() -> Vec<(Kind, serde_json::Value)> {
 }
 
 /// Whether a header is one of its kind.
-fn reads(kind: Kind, header: &str) -> bool {
+pub(super) fn reads(kind: Kind, header: &str) -> bool {
     let header = header.as_bytes();
     match kind {
         Kind::Hello => Hello::from_header(header).is_ok(),

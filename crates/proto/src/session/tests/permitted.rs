@@ -357,7 +357,7 @@ fn a_cut_frame_is_waited_for_and_changes_nothing() {
             (busy_server(false), Stream::Stdout, RUNNING),
             (busy_client(), Stream::Stdin, RUNNING),
         ] {
-            let channel = if verdict_of(kind, channel, window) {
+            let channel = if takes(kind, channel, window) {
                 channel
             } else {
                 0
@@ -381,9 +381,22 @@ fn a_cut_frame_is_waited_for_and_changes_nothing() {
     }
 }
 
-/// Whether a kind belongs on a channel of a job at all.
-fn verdict_of(kind: Kind, channel: u32, window: Stream) -> bool {
-    ['e', 't'].contains(&verdict(
-        busy_server(false).next(&sample(kind, channel, window)),
-    )) || ['e', 't'].contains(&verdict(busy_client().next(&sample(kind, channel, window))))
+/// Whether either side takes a kind on this channel.
+fn takes(kind: Kind, channel: u32, window: Stream) -> bool {
+    let bytes = sample(kind, channel, window);
+    let server = verdict(busy_server(false).next(&bytes));
+    let client = verdict(busy_client().next(&bytes));
+    [server, client].iter().any(|it| ['e', 't'].contains(it))
+}
+
+/// The same, on channel 0 or any channel where a kind may be said.
+pub(super) fn either_takes(kind: Kind, channel: u32) -> bool {
+    let channels: &[u32] = match channel {
+        CONNECTION => &[CONNECTION],
+        _ => &[ASKED, RUNNING, FRESH],
+    };
+    let windows = [Stream::Stdin, Stream::Stdout];
+    channels
+        .iter()
+        .any(|&channel| windows.iter().any(|&window| takes(kind, channel, window)))
 }
