@@ -61,16 +61,21 @@ fn confined_child() {
         "exec" => {
             confine(&folder).unwrap();
             let error = Command::new("/bin/true").exec();
-            println!("survived: {error}");
+            say(&format!("survived: {error}"));
         }
         other => panic!("{other}"),
     }
 }
 
+/// To whoever started this process, without the test harness between.
+fn say(line: &str) {
+    writeln!(std::io::stdout(), "{line}").unwrap();
+}
+
 fn report(name: &str, result: std::io::Result<()>) {
     match result {
-        Ok(()) => println!("{name}: ok"),
-        Err(error) => println!("{name}: {:?}", error.kind()),
+        Ok(()) => say(&format!("{name}: ok")),
+        Err(error) => say(&format!("{name}: {:?}", error.kind())),
     }
 }
 
@@ -82,7 +87,7 @@ fn forbidden(folder: &Path) {
     let kill = || Ok(rustix::process::test_kill_process(parent)?);
     report("kill before", kill());
     let confined = confine(folder).unwrap();
-    println!("confined: {confined:?}");
+    say(&format!("confined: {confined:?}"));
     let options = || {
         fs::File::options()
             .write(true)
@@ -157,8 +162,7 @@ impl HostSigner for Key {
 
 fn work(folder: &Path) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    println!("port: {}", listener.local_addr().unwrap().port());
-    std::io::stdout().flush().unwrap();
+    say(&format!("port: {}", listener.local_addr().unwrap().port()));
     confine(folder).unwrap();
     let counted = std::thread::spawn(|| (1..=100).sum::<u32>());
     assert_eq!(counted.join().unwrap(), 5050);
@@ -167,7 +171,7 @@ fn work(folder: &Path) {
     serve_tls(listener);
     // Twice, as after a gate that died.
     sqlite(folder);
-    println!("all done");
+    say("all done");
 }
 
 fn sqlite(folder: &Path) {

@@ -10,6 +10,7 @@
 mod confine;
 mod connection;
 mod job;
+mod limits;
 mod link;
 mod record;
 mod spec;
