@@ -4,3 +4,4 @@ mod readme;
 mod run;
 mod scenarios;
 mod server;
+mod tidy;
