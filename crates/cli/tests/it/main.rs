@@ -5,3 +5,4 @@ mod run;
 mod scenarios;
 mod server;
 mod units;
+mod tidy;

@@ -1,3 +1,5 @@
+//! Tests of grant lines, their options and what they permit.
+
 use proptest::prelude::*;
 
 use super::*;
