@@ -6,3 +6,8 @@ mod scenarios;
 mod server;
 mod units;
 mod tidy;
+mod openssh;
+mod run;
+mod scenarios;
+mod server;
+mod terminal;
