@@ -62,7 +62,14 @@ fn main() -> ExitCode {
     match command(cli) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("bowline: {}", exit::chain(error.as_ref()));
+            let code = error
+                .downcast_ref::<target::TargetError>()
+                .map(|error| format!(" [{}]", error.code()));
+            eprintln!(
+                "bowline: {}{}",
+                exit::chain(error.as_ref()),
+                code.unwrap_or_default()
+            );
             ExitCode::from(exit::USAGE)
         }
     }

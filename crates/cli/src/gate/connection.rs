@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::job::{Job, Reaped, Stage, not_started};
+use super::limits::Admitted;
 use super::link::{Letter, Mail};
 use super::record::{Asked, Row};
 use super::{Live, Worker, spec, unix_ms};
@@ -87,6 +88,8 @@ pub(super) struct Connection {
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
     draining: bool,
+    /// Its place among the connections; `None` for one that is only told that there is none.
+    admitted: Option<Admitted>,
 }
 
 impl Drop for Connection {
@@ -107,6 +110,7 @@ impl Connection {
         source: Source,
         wire: Wire,
         nonce: Option<[u8; 32]>,
+        admitted: Option<Admitted>,
     ) -> Self {
         let hello = Hello {
             protocol: PROTOCOL.to_owned(),
@@ -126,8 +130,15 @@ impl Connection {
             lists: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
+            admitted,
             worker,
         }
+    }
+
+    /// Tells the client why there is no room for it, and ends.
+    pub(super) async fn turn_away(mut self, code: &str, message: &str) {
+        self.refuse(code, message);
+        self.serve().await;
     }
 
     /// Serves the connection to its end, and its jobs to theirs.
@@ -226,7 +237,9 @@ impl Connection {
         let authenticated = Authenticated(granted);
         let session = handshake.granted(&message, &authenticated);
         self.phase = Phase::Open(Box::new(session), Rc::new(authenticated));
-        self.worker.admission_granted(self.id, &self.source);
+        if let Some(admitted) = &mut self.admitted {
+            admitted.authenticated();
+        }
         self.rest();
         if self.draining {
             self.leave_if_idle();
@@ -244,7 +257,8 @@ impl Connection {
             code: "not_authenticated".to_owned(),
             message: "no proof of this client was accepted for this user".to_owned(),
         };
-        let delay = self.worker.admission_failed(&self.source);
+        let admitted = self.admitted.as_ref();
+        let delay = admitted.map_or(Duration::ZERO, Admitted::failed);
         self.timer = Box::pin(tokio::time::sleep(delay));
         self.phase = Phase::Delayed(handshake, refused);
     }
@@ -767,11 +781,15 @@ impl Connection {
             Phase::Gone => return false,
         };
         let waited = !outbox.is_empty();
+        let handshaking = self.wire.is_handshaking();
         match self.wire.poll_flush(cx, outbox) {
             Poll::Pending => false,
             Poll::Ready(Ok(())) => {
                 outbox.shrink();
-                if let Phase::Closing(_, false) = self.phase {
+                // Before TLS is agreed on, last words wait in it.
+                if let Phase::Closing(_, false) = self.phase
+                    && !handshaking
+                {
                     self.wire.close();
                     self.phase = Phase::Closing(Box::default(), true);
                     return true;

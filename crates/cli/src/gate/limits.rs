@@ -89,6 +89,16 @@ pub(crate) enum Refusal {
     Suspect,
 }
 
+impl Refusal {
+    /// The stable code that the client is told.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Connections | Self::Address => "too_many_connections",
+            Self::Handshakes | Self::Suspect => "too_many_handshakes",
+        }
+    }
+}
+
 /// Where connections are counted together: an IPv4 address, or the 64 bits of
 /// an IPv6 network that one customer gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

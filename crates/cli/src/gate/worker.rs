@@ -1,11 +1,11 @@
 //! A worker: one thread with its runtime, its link to the keeper, its share of
 //! the connections.
 
+use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,12 +19,15 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
+use super::connection::{Connection, Shown};
+use super::limits::Limits;
 use super::link::Link;
 use super::{Incoming, Shared, lock};
 use crate::config::GateConfig;
 use crate::ipc::{Cause, JobSnapshot, Source, ToGate, ToKeeper, messages, packet};
 
+/// Connections of a worker that are told at the same time that there is no room.
+const TURNED_AWAY_MAX: u32 = 64;
 /// How long nothing is accepted when no descriptor is left for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,8 @@ pub(super) struct Worker {
     pub(super) link: Link,
     pub(super) shared: Arc<Shared>,
     tls: Arc<rustls::ServerConfig>,
+    /// Connections that are being told that there is no room.
+    turned_away: Cell<u32>,
 }
 
 /// The keeper's signatures for TLS handshakes, over a socket that is used for nothing else.
@@ -77,6 +82,7 @@ impl Worker {
             link: Link::new(socket).context("the link to the keeper")?,
             shared,
             tls: tls::server_config(certificate, signer).context("TLS")?,
+            turned_away: Cell::new(0),
         });
         worker.link.send(&ToKeeper::Ready {
             version: messages::VERSION,
@@ -86,12 +92,6 @@ impl Worker {
 
     pub(super) fn config(&self) -> Arc<GateConfig> {
         lock(&self.shared.config).clone()
-    }
-
-    pub(super) fn admission_granted(&self, _connection: u64, _source: &Source) {}
-
-    pub(super) fn admission_failed(&self, _source: &Source) -> Duration {
-        Duration::from_millis(200)
     }
 
     async fn serve(self: Rc<Self>, incoming: Incoming) -> anyhow::Result<()> {
@@ -134,7 +134,10 @@ impl Worker {
     fn other(&self, message: ToGate, stop: &CancellationToken) {
         match message {
             ToGate::Drain { .. } => stop.cancel(),
-            ToGate::Reload { config } => *lock(&self.shared.config) = Arc::new(*config),
+            ToGate::Reload { config } => {
+                self.shared.door.set_limits(Limits::from(&*config));
+                *lock(&self.shared.config) = Arc::new(*config);
+            }
             ToGate::Adopt { snapshot } => self.adopt(&snapshot),
             ToGate::Ended {
                 job,
@@ -213,9 +216,25 @@ impl Worker {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Lets an accepted connection begin, or drops it where there are too many.
+    /// Lets an accepted connection begin. Where there is no room for it, a few
+    /// at a time are told so, and the others are closed without a word: to tell
+    /// costs a handshake.
     fn admit(self: Rc<Self>, socket: Socket, source: Source) -> Option<impl Future<Output = ()>> {
-        let id = self.shared.connection_id();
+        let address = match source {
+            Source::Tcp(address, _) => Some(address),
+            Source::Unix | Source::Stdio => None,
+        };
+        let admitted = self.shared.door.admit(address);
+        if let Err(refusal) = &admitted {
+            tracing::warn!(source = %Shown(&source), %refusal, "a connection is turned away");
+            if self.turned_away.get() >= TURNED_AWAY_MAX {
+                return None;
+            }
+        }
+        let nonce = match source {
+            Source::Tcp(..) => None,
+            Source::Unix | Source::Stdio => Some(nonce().ok()?),
+        };
         let wire = match &socket {
             Socket::Tcp(_) => match rustls::ServerConnection::new(self.tls.clone()) {
                 Ok(tls) => Wire::tls(socket, tls),
@@ -226,15 +245,25 @@ impl Worker {
             },
             _ => Wire::plain(socket),
         };
-        let nonce = match source {
-            Source::Tcp(..) => None,
-            Source::Unix | Source::Stdio => Some(nonce().ok()?),
-        };
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.connection_id();
+        let connections = self.shared.door.connections();
+        tracing::debug!(connection = id, source = %Shown(&source), connections, "accepted");
         Some(async move {
-            let shared = self.shared.clone();
-            Connection::new(self, id, source, wire, nonce).serve().await;
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            match admitted {
+                Ok(admitted) => {
+                    let connection = Connection::new(self, id, source, wire, nonce, Some(admitted));
+                    connection.serve().await;
+                }
+                Err(refusal) => {
+                    let worker = self.clone();
+                    worker.turned_away.set(worker.turned_away.get() + 1);
+                    let connection = Connection::new(self, id, source, wire, nonce, None);
+                    connection
+                        .turn_away(refusal.code(), &refusal.to_string())
+                        .await;
+                    worker.turned_away.set(worker.turned_away.get() - 1);
+                }
+            }
         })
     }
 
