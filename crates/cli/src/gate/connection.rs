@@ -15,7 +15,6 @@ mod jobs;
 mod keeper;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};

@@ -1,6 +1,5 @@
 //! What goes out, the time, and the ways in which a connection ends.
 
-use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! The jobs of a connection, from the record to the outcome.
 
-use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
