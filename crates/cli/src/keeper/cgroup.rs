@@ -44,9 +44,7 @@ pub(crate) struct Cgroups {
 pub(crate) struct Cgroup {
     folder: OwnedFd,
     path: PathBuf,
-    /// A group that was killed once kills whatever is cloned into it later: seen on
-    /// Linux 6.18, where the child of clone3(2) is compared with the kills that its
-    /// parent's group has seen, not its own (cgroup_post_fork).
+    /// See [`Cgroup::kill`].
     killed: Cell<bool>,
 }
 
@@ -69,6 +67,18 @@ impl Cgroups {
         Self {
             folder,
             ..Self::default()
+        }
+    }
+
+    /// Makes sure, with a child that does nothing, that programs can be started
+    /// in a group and live there: a group kills its newborns where the keeper's
+    /// own was killed once (see [`Cgroup::kill`]), and some may not be joined.
+    pub(crate) fn prove(&mut self, start_in: impl FnOnce(&Cgroup) -> bool) {
+        let Some(group) = self.take() else { return };
+        let usable = start_in(&group);
+        self.give_back(group);
+        if !usable {
+            self.give_up();
         }
     }
 
@@ -151,6 +161,10 @@ impl Cgroup {
     /// Ends every process in the group and below it, also those that are just
     /// being forked.
     ///
+    /// The group cannot be used again. On Linux 6.18 it kills every child that is
+    /// cloned into it later: a child is compared with the kills that its parent's
+    /// group has seen, not with those of its own.
+    ///
     /// # Errors
     /// Where the kernel is older than 5.14.
     pub(crate) fn kill(&self) -> io::Result<()> {
@@ -171,16 +185,20 @@ impl Cgroup {
     }
 
     fn is_reusable(&self) -> bool {
-        !self.killed.get() && self.is_empty()
+        // Two links are the folder itself: a job of root may have made groups inside.
+        let plain = || rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
+        !self.killed.get() && self.is_empty() && plain()
     }
 
+    /// Whether no process is in the group or below it.
     fn is_empty(&self) -> bool {
-        let mut events = String::new();
-        let read = |mut file: fs::File| file.read_to_string(&mut events);
-        let readable = self.open("cgroup.events", OFlags::RDONLY).and_then(read);
-        // Two links are the folder itself: a job of root may have made groups inside.
-        let plain = rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
-        readable.is_ok() && plain && events.lines().any(|line| line == "populated 0")
+        let mut events = [0; 256];
+        let file = self.open("cgroup.events", OFlags::RDONLY);
+        let Ok(count) = file.and_then(|mut file| file.read(&mut events)) else {
+            return false;
+        };
+        let mut lines = events[..count].split(|&byte| byte == b'\n');
+        lines.any(|line| line == b"populated 0")
     }
 
     /// The killed are still on their way out for a moment.

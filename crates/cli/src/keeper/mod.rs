@@ -3,7 +3,7 @@
 //! network and never sees tokio, TLS or the gate's code.
 //!
 //! Bytes enter as packets from the gate (`requests`), as the ends of processes
-//! (`jobs`) and as signals (`shutdown`); they leave as packets to the gate,
+//! (`end`) and as signals (`shutdown`); they leave as packets to the gate,
 //! records of the `journal` and processes (`spawn`).
 //!
 //! ```text
@@ -17,6 +17,7 @@ pub(crate) mod authenticate;
 mod become_user;
 mod cgroup;
 mod environment;
+mod end;
 mod gate;
 mod grant_file;
 mod grants;
@@ -29,6 +30,7 @@ mod requests;
 mod shutdown;
 mod sign;
 mod spawn;
+mod start;
 mod startup;
 mod state;
 mod takeover;
@@ -361,7 +363,7 @@ impl Keeper {
         let Some(mut gate) = self.gate.take() else {
             return;
         };
-        let status = reap(gate.pidfd.as_fd());
+        let status = reap(gate.pidfd.as_fd()).ok().flatten();
         let _ = epoll::delete(&self.epoll, &gate.pidfd);
         if let Some(mut pending) = gate.pending.take() {
             if let Progress::Failed(stage, errno) = pending.progress() {
@@ -435,19 +437,16 @@ impl Token {
     }
 }
 
-/// Reaps a process that has ended.
-fn reap(pidfd: BorrowedFd<'_>) -> Option<WaitIdStatus> {
+/// Reaps a process if it has ended.
+fn reap(pidfd: BorrowedFd<'_>) -> rustix::io::Result<Option<WaitIdStatus>> {
     wait(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
 }
 
-fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> Option<WaitIdStatus> {
-    loop {
-        match rustix::process::waitid(WaitId::PidFd(pidfd), options) {
-            Ok(status) => return status,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
+fn wait(
+    pidfd: BorrowedFd<'_>,
+    options: WaitIdOptions,
+) -> rustix::io::Result<Option<WaitIdStatus>> {
+    rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options))
 }
 
 fn describe(status: Option<WaitIdStatus>) -> String {

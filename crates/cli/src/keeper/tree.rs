@@ -24,6 +24,9 @@ const ROUNDS_MAX: u32 = 64;
 /// How much of a process's environment is searched, in bytes.
 const ENVIRON_BYTES_MAX: u64 = 256 * 1024;
 
+/// A line of /proc/PID/stat: some fifty numbers and a name of 64 bytes at most.
+const STAT_BYTES_MAX: usize = 2048;
+
 /// What a job's processes have in common.
 #[derive(Debug)]
 pub(crate) struct Roots {
@@ -178,8 +181,11 @@ fn processes() -> impl Iterator<Item = Stat> {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    parse_stat(pid, &text)
+    let path = format!("/proc/{}/stat", pid.as_raw_pid());
+    // The kernel writes the line anew for each read, and it fits.
+    let mut text = [0; STAT_BYTES_MAX];
+    let count = File::open(path).and_then(|mut file| file.read(&mut text));
+    parse_stat(pid, text.get(..count.ok()?)?)
 }
 
 /// proc_pid_stat(5). The name in parentheses may hold anything, so what counts
@@ -207,6 +213,13 @@ fn has_cookie(pid: Pid, cookie: &[u8]) -> bool {
     let read = |file: File| file.take(ENVIRON_BYTES_MAX).read_to_end(&mut environ);
     let path = format!("/proc/{}/environ", pid.as_raw_pid());
     File::open(path).and_then(read).is_ok() && environ.split(|&b| b == 0).any(|var| var == cookie)
+}
+
+/// This process's children that have ended and are not reaped.
+pub(crate) fn dead_children() -> Vec<Pid> {
+    let own = rustix::process::getpid().as_raw_pid();
+    let ours = processes().filter(|stat| stat.dead && stat.parent == own);
+    ours.map(|stat| stat.process.pid).collect()
 }
 
 /// When a process was started, in clock ticks since the boot.

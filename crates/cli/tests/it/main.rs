@@ -4,6 +4,7 @@ mod openssh;
 mod readme;
 mod run;
 mod scenarios;
+mod serve;
 mod server;
 mod terminal;
 mod tidy;
