@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::job::{Job, Reaped, Stage, not_started};
+use super::limits::{Admitted, Refusal};
 use super::link::{Letter, Mail};
 use super::record::{Asked, Row};
 use super::{Live, Worker, spec, unix_ms};
@@ -87,6 +88,10 @@ pub(super) struct Connection {
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
     draining: bool,
+    /// Its room; given back with the connection.
+    admitted: Admitted,
+    /// When its proofs arrived.
+    asked_at: tokio::time::Instant,
 }
 
 impl Drop for Connection {
@@ -107,6 +112,7 @@ impl Connection {
         source: Source,
         wire: Wire,
         nonce: Option<[u8; 32]>,
+        admitted: Admitted,
     ) -> Self {
         let hello = Hello {
             protocol: PROTOCOL.to_owned(),
@@ -126,8 +132,15 @@ impl Connection {
             lists: VecDeque::new(),
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
+            admitted,
+            asked_at: tokio::time::Instant::now(),
             worker,
         }
+    }
+
+    /// Tells the client why there is no room for it, and ends.
+    pub(super) fn turn_away(&mut self, refusal: Refusal) {
+        self.refuse(refusal.code(), &refusal.to_string());
     }
 
     /// Serves the connection to its end, and its jobs to theirs.
@@ -226,7 +239,7 @@ impl Connection {
         let authenticated = Authenticated(granted);
         let session = handshake.granted(&message, &authenticated);
         self.phase = Phase::Open(Box::new(session), Rc::new(authenticated));
-        self.worker.admission_granted(self.id, &self.source);
+        self.admitted.authenticated();
         self.rest();
         if self.draining {
             self.leave_if_idle();
@@ -244,8 +257,9 @@ impl Connection {
             code: "not_authenticated".to_owned(),
             message: "no proof of this client was accepted for this user".to_owned(),
         };
-        let delay = self.worker.admission_failed(&self.source);
-        self.timer = Box::pin(tokio::time::sleep(delay));
+        // Counted from when the proofs came: the time of the answer says nothing about them.
+        let at = self.asked_at + self.admitted.failed();
+        self.timer = Box::pin(tokio::time::sleep_until(at));
         self.phase = Phase::Delayed(handshake, refused);
     }
 
@@ -345,6 +359,7 @@ impl Connection {
 
     /// Has the keeper decide.
     fn ask(&mut self, auth: Auth) {
+        self.asked_at = tokio::time::Instant::now();
         let binding = match (self.wire.exporter(EXPORTER_LABEL), self.nonce) {
             (Some(exporter), _) => Binding::Exporter(exporter),
             (None, Some(nonce)) => Binding::Nonce(nonce),

@@ -19,7 +19,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,6 +29,7 @@ use bowline_proto::id::JobId;
 use crate::config::GateConfig;
 use crate::inherited;
 use crate::ipc::{JobSnapshot, ToGate, packet};
+use limits::{Door, Limits};
 use record::{Keep, Recorder};
 use worker::Worker;
 
@@ -49,7 +50,7 @@ struct Shared {
     recorder: Recorder,
     live: Mutex<BTreeMap<JobId, Live>>,
     next_connection: AtomicU64,
-    connections: AtomicUsize,
+    door: Door,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -142,7 +143,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         live: Mutex::default(),
         // Connections of earlier gates keep their numbers.
         next_connection: AtomicU64::new(start.generation << 40),
-        connections: AtomicUsize::new(0),
+        door: Door::new(Limits::from(&*start.config)),
     });
     let mut threads = Vec::new();
     for (number, socket) in std::iter::once(first).chain(sockets).enumerate() {

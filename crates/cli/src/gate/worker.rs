@@ -5,7 +5,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
+use super::limits::Limits;
 use super::link::Link;
 use super::{Incoming, Shared, lock};
 use crate::config::GateConfig;
@@ -88,12 +88,6 @@ impl Worker {
         lock(&self.shared.config).clone()
     }
 
-    pub(super) fn admission_granted(&self, _connection: u64, _source: &Source) {}
-
-    pub(super) fn admission_failed(&self, _source: &Source) -> Duration {
-        Duration::from_millis(200)
-    }
-
     async fn serve(self: Rc<Self>, incoming: Incoming) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -134,7 +128,10 @@ impl Worker {
     fn other(&self, message: ToGate, stop: &CancellationToken) {
         match message {
             ToGate::Drain { .. } => stop.cancel(),
-            ToGate::Reload { config } => *lock(&self.shared.config) = Arc::new(*config),
+            ToGate::Reload { config } => {
+                self.shared.door.set_limits(Limits::from(&*config));
+                *lock(&self.shared.config) = Arc::new(*config);
+            }
             ToGate::Adopt { snapshot } => self.adopt(&snapshot),
             ToGate::Ended {
                 job,
@@ -213,9 +210,21 @@ impl Worker {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Lets an accepted connection begin, or drops it where there are too many.
+    /// Lets an accepted connection begin. Where there is no room for it, it is
+    /// told so, or dropped if too many are being told.
     fn admit(self: Rc<Self>, socket: Socket, source: Source) -> Option<impl Future<Output = ()>> {
         let id = self.shared.connection_id();
+        let address = match source {
+            Source::Tcp(address, _) => Some(address),
+            Source::Unix | Source::Stdio => None,
+        };
+        let (admitted, refusal) = match self.shared.door.admit(address) {
+            Ok(admitted) => (admitted, None),
+            Err(refusal) => {
+                tracing::info!(?source, %refusal, "a connection is refused");
+                (self.shared.door.turn_away()?, Some(refusal))
+            }
+        };
         let wire = match &socket {
             Socket::Tcp(_) => match rustls::ServerConnection::new(self.tls.clone()) {
                 Ok(tls) => Wire::tls(socket, tls),
@@ -230,11 +239,12 @@ impl Worker {
             Source::Tcp(..) => None,
             Source::Unix | Source::Stdio => Some(nonce().ok()?),
         };
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
         Some(async move {
-            let shared = self.shared.clone();
-            Connection::new(self, id, source, wire, nonce).serve().await;
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            let mut connection = Connection::new(self, id, source, wire, nonce, admitted);
+            if let Some(refusal) = refusal {
+                connection.turn_away(refusal);
+            }
+            connection.serve().await;
         })
     }
 

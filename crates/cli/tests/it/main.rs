@@ -1,5 +1,6 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
+mod policy;
 mod readme;
 mod run;
 mod scenarios;
