@@ -137,7 +137,12 @@ impl Wire {
             return Poll::Pending;
         }
         loop {
-            ready!(self.socket.poll_read_ready(cx))?;
+            if self.socket.poll_read_ready(cx)?.is_pending() {
+                if self.input.is_empty() && self.input.capacity() > KEEP_BYTES {
+                    self.input = BytesMut::new();
+                }
+                return Poll::Pending;
+            }
             let read = match self.tls.take() {
                 None => self.fill_plain(),
                 Some(mut tls) => {

@@ -1,6 +1,6 @@
 //! Whether a server's host key is believed: known_hosts, and a person who is asked.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::path::PathBuf;
 
 use bowline::client::{HostKeyError, HostTrust};
@@ -10,6 +10,7 @@ use bowline::credentials::trust::{HostDatabase, Place, TrustError, Verdict};
 use bowline_proto::key::PublicKey;
 
 use crate::config::Trust;
+use crate::terminal::Terminal;
 
 /// The known hosts of this user.
 #[derive(Debug)]
@@ -196,31 +197,19 @@ fn shown(place: &Place) -> String {
 
 /// Asks on the terminal. `None` where there is none, or nobody answers.
 fn ask(host: &str, port: u16, key: &PublicKey) -> Option<bool> {
-    let terminal = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/tty")
-        .ok()?;
+    let terminal = Terminal::open()?;
     let fingerprint = fingerprint(key);
-    let mut writer = &terminal;
-    write!(
-        writer,
+    let mut question = format!(
         "The host key of {} is not known.\n{} {fingerprint}\nIs it the right one? (yes, no, or the fingerprint) ",
         name(host, port),
         key.algorithm().name(),
-    )
-    .ok()?;
-    let mut reader = BufReader::new(&terminal);
+    );
     loop {
-        let mut answer = String::new();
-        if reader.read_line(&mut answer).ok()? == 0 {
-            return None;
-        }
-        match answer.trim() {
+        match terminal.ask(&question)?.trim() {
             "yes" => return Some(true),
             "no" => return Some(false),
             answer if answer == fingerprint => return Some(true),
-            _ => write!(writer, "Please type yes, no or the fingerprint: ").ok()?,
+            _ => "Please type yes, no or the fingerprint: ".clone_into(&mut question),
         }
     }
 }

@@ -17,6 +17,7 @@ mod keeper;
 mod local;
 mod report;
 mod target;
+mod terminal;
 
 use std::process::ExitCode;
 

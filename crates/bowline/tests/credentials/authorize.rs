@@ -77,6 +77,7 @@ fn what_the_server_would_refuse_is_not_added() {
         "command=\"x",
         "pty,",
         "pty\nssh-ed25519 AAAA",
+        "command=\"a\nb\"",
         "# comment",
         "pty ssh-ed25519 AAAA",
     ] {

@@ -134,12 +134,11 @@ pub(crate) fn public(private: &Path) -> PublicKey {
 }
 
 /// The kinds of key that bowline supports, as ssh-keygen is told.
-pub(crate) const KINDS: [(&str, &str); 6] = [
+pub(crate) const KINDS: [(&str, &str); 5] = [
     ("ed25519", ""),
     ("ecdsa", "256"),
     ("ecdsa", "384"),
     ("ecdsa", "521"),
-    ("rsa", "2048"),
     ("rsa", "3072"),
 ];
 

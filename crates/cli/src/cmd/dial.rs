@@ -23,6 +23,7 @@ use crate::duration;
 use crate::hosts::Hosts;
 use crate::local::LocalServer;
 use crate::target::{Place, Target};
+use crate::terminal::Terminal;
 
 /// The flags of every command that connects.
 #[derive(Clone, Debug, clap::Args)]
@@ -310,12 +311,12 @@ impl Proofs for Proving {
 
 /// Asks on the terminal, and only there.
 fn ask_passphrase(path: &Path, attempt: u32) -> Option<Zeroizing<String>> {
-    std::fs::File::open("/dev/tty").ok()?;
+    let terminal = Terminal::open()?;
     let again = if attempt > 1 {
         " (that was not it)"
     } else {
         ""
     };
     let prompt = format!("Passphrase of {}{again}: ", path.display());
-    rpassword::prompt_password(prompt).ok().map(Zeroizing::new)
+    terminal.ask_secret(&prompt)
 }

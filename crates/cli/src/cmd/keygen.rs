@@ -9,6 +9,7 @@ use bowline::credentials::secret::Secret;
 use bowline::credentials::{fingerprint, keygen as make};
 
 use crate::exit;
+use crate::terminal::Terminal;
 
 /// Make an Ed25519 key pair in OpenSSH's format
 #[derive(Clone, Debug, clap::Args)]
@@ -59,9 +60,10 @@ pub(crate) fn keygen(flags: &KeygenFlags) -> anyhow::Result<ExitCode> {
 }
 
 fn new_passphrase() -> anyhow::Result<zeroize::Zeroizing<String>> {
-    let ask = |prompt| rpassword::prompt_password(prompt).map(zeroize::Zeroizing::new);
-    let passphrase = ask("Passphrase: ").context("a passphrase needs a terminal")?;
-    let again = ask("Again: ").context("a passphrase needs a terminal")?;
+    let terminal = Terminal::open().context("a passphrase needs a terminal")?;
+    let ask = |question| terminal.ask_secret(question).context("no answer");
+    let passphrase = ask("Passphrase: ")?;
+    let again = ask("Again: ")?;
     anyhow::ensure!(*passphrase == *again, "the two are not the same");
     Ok(passphrase)
 }

@@ -1,3 +1,5 @@
+//! Tests of grant lines, their options and what they permit.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -218,6 +220,15 @@ fn lines_without_a_good_key_are_refused() {
     assert_eq!(
         line(&format!("pty pty {KEY}")),
         LineError::KeyType("pty".to_owned())
+    );
+    let mut short = Vec::new();
+    crate::ssh_wire::put_string(&mut short, b"ssh-rsa");
+    crate::ssh_wire::put_positive(&mut short, &[1, 0, 1]);
+    crate::ssh_wire::put_positive(&mut short, &[0xff; 128]);
+    let short = PublicKey::from_blob(&short).unwrap();
+    assert_eq!(
+        line(&short.to_string()),
+        LineError::Key(KeyError::RsaSize { bits: 1024 })
     );
     assert_eq!(line(&format!("{KEY}\0")), LineError::Nul);
     let long = format!("{KEY} {}", "c".repeat(LINE_BYTES_MAX));

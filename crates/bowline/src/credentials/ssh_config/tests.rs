@@ -1,3 +1,5 @@
+//! Tests of what ssh's configuration says about a host.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;

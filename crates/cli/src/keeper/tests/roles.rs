@@ -127,6 +127,8 @@ fn config(folder: &Path, options: &Options) -> ServerConfig {
         state_dir: folder.join("state"),
         authorized_keys: PathBuf::new(),
         ssh_authorized_keys: false,
+        own_user_only: false,
+        allow_locked_accounts: false,
         allow_users: Vec::new(),
         secrets: Vec::new(),
         gate_user: Some("nobody".to_owned()),

@@ -1,0 +1,134 @@
+//! The files and programs of OpenSSH as they are on every machine: made by the
+//! real ssh-keygen, held by the real ssh-agent, carried by the real ssh and sshd.
+
+mod keys;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::server::Server;
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command to its end, without input and without a terminal.
+pub(crate) fn output(command: &Command) -> Output {
+    let mut alone = Command::new("setsid");
+    alone
+        .arg("--wait")
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => alone.env(name, value),
+            None => alone.env_remove(name),
+        };
+    }
+    alone.stdin(Stdio::null()).output().unwrap()
+}
+
+/// Requires the status and gives stdout and stderr.
+#[track_caller]
+pub(crate) fn ended(command: &Command, status: i32) -> (String, String) {
+    let done = output(command);
+    let (out, err) = (text(&done.stdout), text(&done.stderr));
+    assert_eq!(done.status.code(), Some(status), "{out}{err}");
+    (out, err)
+}
+
+/// Makes a key pair with ssh-keygen.
+pub(crate) fn ssh_keygen(path: &Path, args: &[&str]) {
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-C", "test"]).args(args);
+    if !args.contains(&"-N") {
+        command.args(["-N", ""]);
+    }
+    let made = command.arg("-f").arg(path).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+}
+
+/// Where ssh-keygen puts the public half.
+pub(crate) fn public(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".pub");
+    name.into()
+}
+
+/// Lets in the keys of these lines, and no others.
+pub(crate) fn let_in(server: &Server, lines: &str) {
+    std::fs::write(server.dir().join("authorized_keys"), lines).unwrap();
+}
+
+/// Takes away the key that every test's home begins with.
+pub(crate) fn forget_key(server: &Server) {
+    for name in ["id_ed25519", "id_ed25519.pub"] {
+        std::fs::remove_file(server.home().join(".ssh").join(name)).unwrap();
+    }
+}
+
+/// A real ssh-agent; ended when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Agent {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent");
+        let mut child = Command::new("ssh-agent")
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdout(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It says where it listens as soon as it does.
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.contains("SSH_AUTH_SOCK="), "{line:?}");
+        Agent {
+            child,
+            socket,
+            _dir: dir,
+        }
+    }
+
+    /// Gives it a key, as `ssh-add` does; an encrypted one with its passphrase.
+    pub(crate) fn add(&self, key: &Path, passphrase: Option<&str>) {
+        let mut command = Command::new("setsid");
+        command.args(["--wait", "ssh-add", "-q"]).arg(key);
+        command.env("SSH_AUTH_SOCK", &self.socket);
+        let askpass = self._dir.path().join("askpass");
+        if let Some(passphrase) = passphrase {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::write(&askpass, format!("#!/bin/sh\necho '{passphrase}'\n")).unwrap();
+            let mode = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(&askpass, mode).unwrap();
+            command
+                .env("SSH_ASKPASS", &askpass)
+                .env("SSH_ASKPASS_REQUIRE", "force");
+        }
+        let added = command.stdin(Stdio::null()).output().unwrap();
+        assert!(added.status.success(), "{}", text(&added.stderr));
+    }
+
+    /// Has a client use it.
+    pub(crate) fn with(&self, mut command: Command) -> Command {
+        command.env("SSH_AUTH_SOCK", &self.socket);
+        command
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        crate::server::signal_process(self.child.id(), 15);
+        let _ = self.child.wait();
+    }
+}
