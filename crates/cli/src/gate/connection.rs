@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::job::{Job, Reaped, Stage, not_started};
-use super::limits::{Admitted, Refusal};
+use super::limits::Admitted;
 use super::link::{Letter, Mail};
 use super::record::{Asked, Row};
 use super::{Live, Worker, spec, unix_ms};
@@ -136,11 +136,6 @@ impl Connection {
             asked_at: tokio::time::Instant::now(),
             worker,
         }
-    }
-
-    /// Tells the client why there is no room for it, and ends.
-    pub(super) fn turn_away(&mut self, refusal: Refusal) {
-        self.refuse(refusal.code(), &refusal.to_string());
     }
 
     /// Serves the connection to its end, and its jobs to theirs.
@@ -863,7 +858,7 @@ impl Connection {
     }
 
     /// Ends the connection with a reason. Jobs that run end too.
-    fn refuse(&mut self, code: &str, message: &str) {
+    pub(super) fn refuse(&mut self, code: &str, message: &str) {
         let refused = Refused {
             code: code.to_owned(),
             message: message.to_owned(),

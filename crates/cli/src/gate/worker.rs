@@ -242,7 +242,7 @@ impl Worker {
         Some(async move {
             let mut connection = Connection::new(self, id, source, wire, nonce, admitted);
             if let Some(refusal) = refusal {
-                connection.turn_away(refusal);
+                connection.refuse(refusal.code(), &refusal.to_string());
             }
             connection.serve().await;
         })
