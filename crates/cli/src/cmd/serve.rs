@@ -9,6 +9,7 @@ use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -186,6 +187,9 @@ fn activated(number: i32) -> anyhow::Result<(String, OwnedFd)> {
         AddressFamily::UNIX => {
             let listener = UnixListener::from(socket.try_clone()?);
             let address = listener.local_addr()?;
+            if let Some(name) = address.as_abstract_name() {
+                return Ok((format!("unix:@{}", String::from_utf8_lossy(name)), socket));
+            }
             format!(
                 "unix:{}",
                 address.as_pathname().unwrap_or(Path::new("")).display()

@@ -44,9 +44,7 @@ pub(crate) struct Cgroups {
 pub(crate) struct Cgroup {
     folder: OwnedFd,
     path: PathBuf,
-    /// A group that was killed once kills whatever is cloned into it later: seen on
-    /// Linux 6.18, where the child of clone3(2) is compared with the kills that its
-    /// parent's group has seen, not its own (cgroup_post_fork).
+    /// See [`Cgroup::kill`].
     killed: Cell<bool>,
 }
 
@@ -69,6 +67,18 @@ impl Cgroups {
         Self {
             folder,
             ..Self::default()
+        }
+    }
+
+    /// Makes sure, with a child that does nothing, that programs can be started
+    /// in a group and live there: a group kills its newborns where the keeper's
+    /// own was killed once (see [`Cgroup::kill`]), and some may not be joined.
+    pub(crate) fn prove(&mut self, start_in: impl FnOnce(&Cgroup) -> bool) {
+        let Some(group) = self.take() else { return };
+        let usable = start_in(&group);
+        self.give_back(group);
+        if !usable {
+            self.give_up();
         }
     }
 
@@ -150,6 +160,10 @@ impl Cgroup {
 
     /// Ends every process in the group and below it, also those that are just
     /// being forked.
+    ///
+    /// The group cannot be used again. On Linux 6.18 it kills every child that is
+    /// cloned into it later: a child is compared with the kills that its parent's
+    /// group has seen, not with those of its own.
     ///
     /// # Errors
     /// Where the kernel is older than 5.14.

@@ -3,7 +3,7 @@
 //! network and never sees tokio, TLS or the gate's code.
 //!
 //! Bytes enter as packets from the gate (`requests`), as the ends of processes
-//! (`jobs`) and as signals (`shutdown`); they leave as packets to the gate,
+//! (`end`) and as signals (`shutdown`); they leave as packets to the gate,
 //! records of the `journal` and processes (`spawn`).
 //!
 //! ```text
@@ -17,6 +17,7 @@ pub(crate) mod authenticate;
 mod become_user;
 mod cgroup;
 mod environment;
+mod end;
 mod gate;
 mod grant_file;
 mod grants;
@@ -29,6 +30,7 @@ mod requests;
 mod shutdown;
 mod sign;
 mod spawn;
+mod start;
 mod startup;
 mod state;
 mod takeover;

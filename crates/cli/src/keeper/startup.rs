@@ -15,12 +15,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::epoll;
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, WaitIdOptions};
 
 use super::gate::GateProgram;
 use super::journal::{self, Journal, KeeperRecord};
 use super::program::Own;
-use super::spawn::Ids;
+use super::spawn::{self, Ids, Image, Program};
 use super::takeover::{self, Question, Takeover};
 use super::{Keeper, Phase, Setup, Token, unix_ms};
 use crate::config::ServerConfig;
@@ -95,8 +95,37 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
             .watch(lifeline.as_fd(), Token::Lifeline)
             .context("the lifeline cannot be watched")?;
     }
+    keeper.prove_cgroups();
     keeper.record_lost();
     Ok(keeper)
+}
+
+impl Keeper {
+    fn prove_cgroups(&mut self) {
+        let (null, stacks) = (self.null.as_fd(), &mut self.stacks);
+        self.cgroups.prove(|group| {
+            let nothing = Program {
+                image: Image::Paths(Vec::new()),
+                argv: Vec::new(),
+                envp: Vec::new(),
+                cwd: Vec::new(),
+                ids: None,
+                nofile: self.own.nofile,
+                umask: self.own.umask,
+                no_new_privs: true,
+            };
+            let Ok(child) = spawn::spawn(nothing, &[null; 3], Some(group.as_fd()), stacks) else {
+                return false;
+            };
+            // It finds no program and exits, unless something kills it first.
+            let status = super::wait(child.pidfd.as_fd(), WaitIdOptions::EXITED);
+            let lived = status.is_some_and(|status| status.exited());
+            let mut pending = child.pending;
+            pending.progress();
+            stacks.give_back(pending);
+            lived && child.in_cgroup
+        });
+    }
 }
 
 fn listeners(listeners: Vec<(String, OwnedFd)>) -> Vec<(String, Rc<OwnedFd>)> {

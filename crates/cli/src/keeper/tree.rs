@@ -209,6 +209,13 @@ fn has_cookie(pid: Pid, cookie: &[u8]) -> bool {
     File::open(path).and_then(read).is_ok() && environ.split(|&b| b == 0).any(|var| var == cookie)
 }
 
+/// This process's children that have ended and are not reaped.
+pub(crate) fn dead_children() -> Vec<Pid> {
+    let own = rustix::process::getpid().as_raw_pid();
+    let ours = processes().filter(|stat| stat.dead && stat.parent == own);
+    ours.map(|stat| stat.process.pid).collect()
+}
+
 /// When a process was started, in clock ticks since the boot.
 pub(crate) fn start_time(pid: Pid) -> Option<u64> {
     stat(pid).map(|stat| stat.process.started)

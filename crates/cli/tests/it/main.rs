@@ -5,6 +5,7 @@ mod policy;
 mod readme;
 mod run;
 mod scenarios;
+mod serve;
 mod server;
 mod terminal;
 mod tidy;

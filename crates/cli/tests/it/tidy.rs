@@ -25,11 +25,6 @@ const LONG_FILES: &[(&str, usize, &str)] = &[
         "one value that is polled as a whole; to be parted by its phases",
     ),
     (
-        "crates/cli/src/keeper/jobs.rs",
-        800,
-        "a job from start to release; to be parted",
-    ),
-    (
         "crates/cli/src/keeper/spawn.rs",
         650,
         "what happens between clone and execve is read best in one place",

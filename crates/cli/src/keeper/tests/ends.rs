@@ -150,16 +150,32 @@ fn real_time_signals_arrive_under_their_number() {
 }
 
 #[test]
-fn orphans_are_reaped() {
+fn orphans_are_reaped_whatever_ended_them() {
     let mut world = World::new();
-    let job = world.gate.run(shell("setsid sleep 0.05 & echo $!"));
-    let orphan = rustix::process::Pid::from_raw(job.line().parse().unwrap()).unwrap();
-    assert_eq!(world.gate.ended(job.id).0, Exited::Code(0));
-    wait_gone(orphan);
+    let ways = ["exit 0", "kill -9 $$", "kill -40 $$"];
+    let orphans = ways.map(|way| {
+        let text = format!("setsid sh -c 'sleep 0.05; {way}' & echo $!");
+        let job = world.gate.run(shell(&text));
+        assert_eq!(world.gate.ended(job.id).0, Exited::Code(0));
+        rustix::process::Pid::from_raw(job.line().parse().unwrap()).unwrap()
+    });
+    orphans.into_iter().for_each(wait_gone);
     // A zombie would still be there; it is the keeper's from the moment that its parent ended.
     let deadline = Instant::now() + Duration::from_secs(20);
-    while lives(orphan) {
-        assert!(Instant::now() < deadline, "the orphan stays a zombie");
+    while orphans.into_iter().any(lives) {
+        assert!(Instant::now() < deadline, "an orphan stays a zombie");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_ended_by_itself_was_not_made_to() {
+    let mut world = World::new();
+    for _ in 0..50 {
+        let job = world.gate.run(shell("exit 6"));
+        wait_gone(job.pid);
+        world.gate.end(job.id, Cause::Cancelled(15), Signal::TERM);
+        let ended = world.gate.ended(job.id);
+        assert_eq!(ended, (Exited::Code(6), None, Tree::LeftAlone));
     }
 }
