@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let code = error
                 .downcast_ref::<target::TargetError>()
-                .map(|error| format!(" [{}]", error.code()));
+                .map(|_| " [bad_target]");
             eprintln!(
                 "bowline: {}{}",
                 exit::chain(error.as_ref()),

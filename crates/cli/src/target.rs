@@ -56,7 +56,7 @@ pub(crate) enum Place {
 
 /// A TARGET that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the target {target:?} cannot be used: {why}")]
+#[error("the target {target:?} cannot be used: {why} [bad_target]")]
 pub(crate) struct TargetError {
     target: String,
     why: Why,
@@ -100,13 +100,6 @@ pub(crate) enum Why {
     /// A user in front of a form that has none.
     #[error("name the user of this kind of target with --user")]
     UserHere,
-}
-
-impl TargetError {
-    /// The stable code.
-    pub(crate) fn code(&self) -> &'static str {
-        "bad_target"
-    }
 }
 
 impl Target {
@@ -403,12 +396,12 @@ mod tests {
         assert_eq!(target(&long), Err(Why::BadPath));
         assert!(target(&long[..long.len() - 1]).is_ok());
         let error = Target::parse("a b", &ClientConfig::default()).unwrap_err();
-        assert_eq!(error.code(), "bad_target");
+        let said = error.to_string();
         assert!(
-            error
-                .to_string()
-                .starts_with("the target \"a b\" cannot be used: ")
+            said.starts_with("the target \"a b\" cannot be used: "),
+            "{said}"
         );
+        assert!(said.ends_with(" [bad_target]"), "{said}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What files, flags and machines come to, and what is said about wrong ones.
+//! The documented file, the defaults, and what flags and mistakes make of them.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn machine(root: bool) -> Machine {
     match root {
         true => Machine {
             root,
-            home: below("/root"),
+            home: below("/home/op"),
             config_dir: below("/etc/bowline"),
             state_dir: below("/var/lib/bowline"),
             runtime_dir: below("/run"),
@@ -235,10 +235,10 @@ fn values_that_make_no_sense_are_named() {
         "server.toml:3: there is no key `fil`; did you mean `file`?"
     );
     let home = of("host_key = \"~/key\"\n[[secret]]\nuser = \"a\"\nfile = \"~/s\"");
-    assert_eq!(home.host_key, Path::new(concat!("/ro", "ot/key")));
+    assert_eq!(home.host_key, Path::new("/home/op/key"));
     assert_eq!(
         home.secrets,
-        [("a".to_owned(), PathBuf::from(concat!("/ro", "ot/s")))]
+        [("a".to_owned(), PathBuf::from("/home/op/s"))]
     );
 }
 

@@ -84,6 +84,8 @@ pub(super) struct Connection {
     draining: bool,
     /// Its place among the connections; `None` for one that is only told that there is none.
     admitted: Option<Admitted>,
+    /// When its proofs arrived.
+    asked_at: tokio::time::Instant,
 }
 
 impl Drop for Connection {
@@ -125,6 +127,7 @@ impl Connection {
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
             admitted,
+            asked_at: tokio::time::Instant::now(),
             worker,
         }
     }

@@ -235,6 +235,23 @@ fn dropping_an_admitted_connection_gives_its_room_back() {
     assert_eq!(counts(&door.lock()), (0, 0, 0, 0));
 }
 
+#[test]
+fn few_are_told_why_there_is_no_room() {
+    let door = Door::new(admission(1, 1, 1).limits);
+    let _open = door.admit(address(1)).unwrap();
+    assert_eq!(
+        door.admit(address(2)).unwrap_err().code(),
+        "too_many_connections"
+    );
+    let mut told: Vec<Admitted> = std::iter::from_fn(|| door.turn_away()).collect();
+    assert_eq!(told.len(), TURNED_AWAY_MAX as usize);
+    told.pop();
+    assert!(door.turn_away().is_some());
+    drop(told);
+    assert_eq!(door.lock().turned_away, 0);
+    assert_eq!(door.connections(), 1);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Admit(Option<u32>),

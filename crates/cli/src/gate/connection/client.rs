@@ -101,6 +101,7 @@ impl Connection {
 
     /// Has the keeper decide.
     pub(super) fn ask(&mut self, auth: Auth) {
+        self.asked_at = tokio::time::Instant::now();
         let binding = match (self.wire.exporter(EXPORTER_LABEL), self.nonce) {
             (Some(exporter), _) => Binding::Exporter(exporter),
             (None, Some(nonce)) => Binding::Nonce(nonce),

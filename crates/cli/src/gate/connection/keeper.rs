@@ -103,7 +103,8 @@ impl Connection {
         };
         let admitted = self.admitted.as_ref();
         let delay = admitted.map_or(Duration::ZERO, Admitted::failed);
-        self.timer = Box::pin(tokio::time::sleep(delay));
+        // Counted from when the proofs came: the time of the answer says nothing about them.
+        self.timer = Box::pin(tokio::time::sleep_until(self.asked_at + delay));
         self.phase = Phase::Delayed(handshake, refused);
     }
 
