@@ -1,3 +1,5 @@
+//! Tests of the server's configuration: what file, flags and defaults say together.
+
 use super::*;
 
 fn machine(root: bool) -> Machine {

@@ -323,7 +323,8 @@ fn nothing_names_the_machine_that_it_was_written_on() {
         root().to_string_lossy().into_owned(),
         concat!("/wo", "rk/").to_owned(),
     ];
-    if home.len() > 1 {
+    // That of root is the same everywhere.
+    if home.len() > 1 && home != "/root" {
         places.push(format!("{home}/"));
     }
     let mut wrong = Vec::new();
