@@ -278,7 +278,11 @@ impl Connection {
     /// jobs that the name fits; the signal is sent where that is one.
     pub(super) fn signal_other(&mut self, Authenticated(granted): &Authenticated, signal: &Signal) {
         let name = signal.job.as_deref().unwrap_or_default();
-        let fits = self.worker.shared.find(&granted.user, name);
+        // Every id begins with no name at all; that names none of them.
+        let fits = match name {
+            "" => Vec::new(),
+            name => self.worker.shared.find(&granted.user, name),
+        };
         if let [(job, _)] = fits.as_slice() {
             self.worker.link.send(&order(*job, signal));
         }
