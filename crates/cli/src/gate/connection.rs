@@ -580,6 +580,10 @@ impl Connection {
         let Some((channel, job)) = self.job_mut(id) else {
             return;
         };
+        if gone {
+            job.runs(pid, unix_ms);
+            return;
+        }
         if let Err(error) = job.started(pid, unix_ms, fds) {
             tracing::error!(%error, "the keeper's descriptors cannot be used");
             job.abandon();
@@ -593,10 +597,6 @@ impl Connection {
                 cause: Cause::Cancelled(signal),
                 first: signal,
             });
-        }
-        if gone {
-            job.abandon();
-            return;
         }
         if let Phase::Open(session, _) = &mut self.phase {
             let started = Started {

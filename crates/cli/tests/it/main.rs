@@ -1,6 +1,7 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
 mod policy;
+mod hostile;
 mod readme;
 mod run;
 mod scenarios;
