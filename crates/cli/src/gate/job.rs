@@ -346,9 +346,7 @@ impl Job {
     pub(super) fn started(&mut self, pid: i32, unix_ms: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut fds = fds.into_iter();
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
-        self.pid = pid;
-        self.started_ms = Some(unix_ms);
-        self.stage = Stage::Running;
+        self.runs(pid, unix_ms);
         if self.stdin.awaited {
             self.stdin.awaited = false;
             let fd = fds.next().ok_or_else(missing)?;
@@ -356,6 +354,13 @@ impl Job {
         }
         self.stdout.open(fds.next().ok_or_else(missing)?)?;
         self.stderr.open(fds.next().ok_or_else(missing)?)
+    }
+
+    /// The program runs, and nobody is there for what it reads and writes.
+    pub(super) fn runs(&mut self, pid: i32, unix_ms: u64) {
+        self.pid = pid;
+        self.started_ms = Some(unix_ms);
+        self.stage = Stage::Running;
     }
 
     /// The main process was reaped. `wait` is how long the pipes may stay open.

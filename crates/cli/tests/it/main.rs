@@ -2,6 +2,7 @@
 
 mod openssh;
 mod policy;
+mod hostile;
 mod readme;
 mod run;
 mod scenarios;
