@@ -9,5 +9,6 @@ mod tidy;
 mod openssh;
 mod run;
 mod scenarios;
+mod secret;
 mod server;
 mod terminal;
