@@ -150,5 +150,6 @@ fn log(verbose: u8, command: &Command) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .init();
 }
