@@ -82,8 +82,8 @@ pub(super) struct Connection {
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
     draining: bool,
-    /// Its place among the connections; `None` for one that is only told that there is none.
-    admitted: Option<Admitted>,
+    /// Its room; given back with the connection.
+    admitted: Admitted,
     /// When its proofs arrived.
     asked_at: tokio::time::Instant,
 }
@@ -106,7 +106,7 @@ impl Connection {
         source: Source,
         wire: Wire,
         nonce: Option<[u8; 32]>,
-        admitted: Option<Admitted>,
+        admitted: Admitted,
     ) -> Self {
         let hello = Hello {
             protocol: PROTOCOL.to_owned(),
@@ -130,12 +130,6 @@ impl Connection {
             asked_at: tokio::time::Instant::now(),
             worker,
         }
-    }
-
-    /// Tells the client why there is no room for it, and ends.
-    pub(super) async fn turn_away(mut self, code: &str, message: &str) {
-        self.refuse(code, message);
-        self.serve().await;
     }
 
     /// Serves the connection to its end, and its jobs to theirs.

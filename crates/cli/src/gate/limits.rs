@@ -46,6 +46,9 @@ const FAILURES_FORGOTTEN: f64 = 0.5;
 const DELAY_MIN: Duration = Duration::from_millis(200);
 /// The longest delay before a refusal.
 const DELAY_MAX: Duration = Duration::from_secs(10);
+/// Connections at once that are told why there is no room for them; others are
+/// closed without a word, which costs nothing.
+const TURNED_AWAY_MAX: u32 = 32;
 
 /// How much room there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +93,8 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The stable code that the client is told.
-    pub(crate) fn code(&self) -> &'static str {
+    /// The stable code that a client is told.
+    pub(crate) fn code(self) -> &'static str {
         match self {
             Self::Connections | Self::Address => "too_many_connections",
             Self::Handshakes | Self::Suspect => "too_many_handshakes",
@@ -163,6 +166,7 @@ pub(crate) struct Admission {
     limits: Limits,
     connections: u32,
     handshakes: u32,
+    turned_away: u32,
     known: HashMap<Origin, Known>,
     /// The origins without a connection, the one that went first in front.
     idle: BTreeMap<u64, Origin>,
@@ -175,6 +179,7 @@ impl Admission {
             limits,
             connections: 0,
             handshakes: 0,
+            turned_away: 0,
             known: HashMap::new(),
             idle: BTreeMap::new(),
             next_idle: 0,
@@ -187,6 +192,7 @@ impl Admission {
     }
 
     /// Connections at this moment.
+    #[cfg(test)]
     pub(crate) fn connections(&self) -> u32 {
         self.connections
     }
@@ -344,6 +350,7 @@ impl Door {
     }
 
     /// As [`Admission::connections`].
+    #[cfg(test)]
     pub(crate) fn connections(&self) -> u32 {
         self.lock().connections()
     }
@@ -360,6 +367,19 @@ impl Door {
         })
     }
 
+    /// Room for telling a refused client why; `None` where too many are being told.
+    pub(crate) fn turn_away(&self) -> Option<Admitted> {
+        let mut admission = self.lock();
+        if admission.turned_away >= TURNED_AWAY_MAX {
+            return None;
+        }
+        admission.turned_away += 1;
+        Some(Admitted {
+            door: self.clone(),
+            ticket: None,
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Admission> {
         // The counters are whole after every statement.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -370,6 +390,7 @@ impl Door {
 #[derive(Debug)]
 pub(crate) struct Admitted {
     door: Door,
+    /// `None` for one that is only told why it is refused.
     ticket: Option<Ticket>,
 }
 
@@ -392,8 +413,10 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.door.lock().released(ticket, Instant::now());
+        let mut admission = self.door.lock();
+        match self.ticket.take() {
+            Some(ticket) => admission.released(ticket, Instant::now()),
+            None => admission.turned_away = admission.turned_away.saturating_sub(1),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! A worker: one thread with its runtime, its link to the keeper, its share of
 //! the connections.
 
-use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -26,8 +25,6 @@ use super::{Incoming, Shared, lock};
 use crate::config::GateConfig;
 use crate::ipc::{Cause, JobSnapshot, Source, ToGate, ToKeeper, messages, packet};
 
-/// Connections of a worker that are told at the same time that there is no room.
-const TURNED_AWAY_MAX: u32 = 64;
 /// How long nothing is accepted when no descriptor is left for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -37,8 +34,6 @@ pub(super) struct Worker {
     pub(super) link: Link,
     pub(super) shared: Arc<Shared>,
     tls: Arc<rustls::ServerConfig>,
-    /// Connections that are being told that there is no room.
-    turned_away: Cell<u32>,
 }
 
 /// The keeper's signatures for TLS handshakes, over a socket that is used for nothing else.
@@ -82,7 +77,6 @@ impl Worker {
             link: Link::new(socket).context("the link to the keeper")?,
             shared,
             tls: tls::server_config(certificate, signer).context("TLS")?,
-            turned_away: Cell::new(0),
         });
         worker.link.send(&ToKeeper::Ready {
             version: messages::VERSION,
@@ -224,13 +218,13 @@ impl Worker {
             Source::Tcp(address, _) => Some(address),
             Source::Unix | Source::Stdio => None,
         };
-        let admitted = self.shared.door.admit(address);
-        if let Err(refusal) = &admitted {
-            tracing::warn!(source = %Shown(&source), %refusal, "a connection is turned away");
-            if self.turned_away.get() >= TURNED_AWAY_MAX {
-                return None;
+        let (admitted, refusal) = match self.shared.door.admit(address) {
+            Ok(admitted) => (admitted, None),
+            Err(refusal) => {
+                tracing::warn!(source = %Shown(&source), %refusal, "a connection is turned away");
+                (self.shared.door.turn_away()?, Some(refusal))
             }
-        }
+        };
         let nonce = match source {
             Source::Tcp(..) => None,
             Source::Unix | Source::Stdio => Some(nonce().ok()?),
@@ -246,24 +240,13 @@ impl Worker {
             _ => Wire::plain(socket),
         };
         let id = self.shared.connection_id();
-        let connections = self.shared.door.connections();
-        tracing::debug!(connection = id, source = %Shown(&source), connections, "accepted");
+        tracing::debug!(connection = id, source = %Shown(&source), "accepted");
         Some(async move {
-            match admitted {
-                Ok(admitted) => {
-                    let connection = Connection::new(self, id, source, wire, nonce, Some(admitted));
-                    connection.serve().await;
-                }
-                Err(refusal) => {
-                    let worker = self.clone();
-                    worker.turned_away.set(worker.turned_away.get() + 1);
-                    let connection = Connection::new(self, id, source, wire, nonce, None);
-                    connection
-                        .turn_away(refusal.code(), &refusal.to_string())
-                        .await;
-                    worker.turned_away.set(worker.turned_away.get() - 1);
-                }
+            let mut connection = Connection::new(self, id, source, wire, nonce, admitted);
+            if let Some(refusal) = refusal {
+                connection.refuse(refusal.code(), &refusal.to_string());
             }
+            connection.serve().await;
         })
     }
 

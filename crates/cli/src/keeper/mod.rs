@@ -16,8 +16,8 @@ pub(crate) mod account;
 pub(crate) mod authenticate;
 mod become_user;
 mod cgroup;
-mod environment;
 mod end;
+mod environment;
 mod gate;
 mod grant_file;
 mod grants;
@@ -442,10 +442,7 @@ fn reap(pidfd: BorrowedFd<'_>) -> rustix::io::Result<Option<WaitIdStatus>> {
     wait(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
 }
 
-fn wait(
-    pidfd: BorrowedFd<'_>,
-    options: WaitIdOptions,
-) -> rustix::io::Result<Option<WaitIdStatus>> {
+fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
     rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options))
 }
 

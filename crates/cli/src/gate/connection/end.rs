@@ -107,7 +107,7 @@ impl Connection {
     }
 
     /// Ends the connection with a reason. Jobs that run end too.
-    pub(super) fn refuse(&mut self, code: &str, message: &str) {
+    pub(in crate::gate) fn refuse(&mut self, code: &str, message: &str) {
         let refused = Refused {
             code: code.to_owned(),
             message: message.to_owned(),

@@ -9,7 +9,6 @@ use bowline_proto::message::{Granted as GrantedMessage, Refused};
 use bowline_proto::outcome::{Happened, Outcome};
 
 use super::super::job::{Reaped, not_started};
-use super::super::limits::Admitted;
 use super::super::link::Letter;
 use super::super::unix_ms;
 use super::{Authenticated, Connection, Phase, Shown, refusal};
@@ -81,9 +80,7 @@ impl Connection {
         let authenticated = Authenticated(granted);
         let session = handshake.granted(&message, &authenticated);
         self.phase = Phase::Open(Box::new(session), Rc::new(authenticated));
-        if let Some(admitted) = &mut self.admitted {
-            admitted.authenticated();
-        }
+        self.admitted.authenticated();
         self.rest();
         if self.draining {
             self.leave_if_idle();
@@ -101,8 +98,7 @@ impl Connection {
             code: "not_authenticated".to_owned(),
             message: "no proof of this client was accepted for this user".to_owned(),
         };
-        let admitted = self.admitted.as_ref();
-        let delay = admitted.map_or(Duration::ZERO, Admitted::failed);
+        let delay = self.admitted.failed();
         // Counted from when the proofs came: the time of the answer says nothing about them.
         self.timer = Box::pin(tokio::time::sleep_until(self.asked_at + delay));
         self.phase = Phase::Delayed(handshake, refused);
