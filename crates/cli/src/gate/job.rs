@@ -339,6 +339,13 @@ impl Job {
         !matches!(self.stage, Stage::Recording(..))
     }
 
+    /// The program runs, and nobody wants its pipes.
+    pub(super) fn runs(&mut self, pid: i32, unix_ms: u64) {
+        self.pid = pid;
+        self.started_ms = Some(unix_ms);
+        self.stage = Stage::Running;
+    }
+
     /// The program runs; takes its pipes.
     ///
     /// # Errors
@@ -354,13 +361,6 @@ impl Job {
         }
         self.stdout.open(fds.next().ok_or_else(missing)?)?;
         self.stderr.open(fds.next().ok_or_else(missing)?)
-    }
-
-    /// The program runs, and nobody is there for what it reads and writes.
-    pub(super) fn runs(&mut self, pid: i32, unix_ms: u64) {
-        self.pid = pid;
-        self.started_ms = Some(unix_ms);
-        self.stage = Stage::Running;
     }
 
     /// The main process was reaped. `wait` is how long the pipes may stay open.

@@ -20,11 +20,6 @@ const FILE_LINES_MAX: usize = 600;
 /// Files over [`FILE_LINES_MAX`]: the lines they may have, and why.
 const LONG_FILES: &[(&str, usize, &str)] = &[
     (
-        "crates/cli/src/gate/connection.rs",
-        1_000,
-        "one value that is polled as a whole; to be parted by its phases",
-    ),
-    (
         "crates/cli/src/keeper/spawn.rs",
         650,
         "what happens between clone and execve is read best in one place",

@@ -28,6 +28,11 @@ impl Connection {
         let Some((channel, job)) = self.job_mut(id) else {
             return;
         };
+        if gone {
+            // Its end was asked for with the connection's; nobody reads or writes its pipes.
+            job.runs(pid, unix_ms);
+            return;
+        }
         if let Err(error) = job.started(pid, unix_ms, fds) {
             tracing::error!(%error, "the keeper's descriptors cannot be used");
             job.abandon();
@@ -41,10 +46,6 @@ impl Connection {
                 cause: Cause::Cancelled(signal),
                 first: signal,
             });
-        }
-        if gone {
-            job.abandon();
-            return;
         }
         if let Phase::Open(session, _) = &mut self.phase {
             let started = Started {
