@@ -98,8 +98,8 @@ fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
         lifeline: flags.lifeline,
         verbose,
     });
-    if flags.lifeline {
-        // The target `local` leaves no trace, also where its client was killed.
+    if flags.lifeline || (flags.stdio && flags.state_dir.is_none()) {
+        // One session leaves no trace, also where its client was killed.
         let _ = std::fs::remove_dir_all(state_dir);
     }
     ended
