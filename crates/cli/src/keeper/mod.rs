@@ -24,6 +24,7 @@ mod grants;
 mod jobs;
 mod journal;
 mod local_time;
+mod peer;
 pub(crate) mod policy;
 mod program;
 mod requests;

@@ -6,7 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
@@ -15,6 +15,7 @@ use bowline_proto::limits::{START_BYTES_MAX, START_STRINGS_MAX};
 use rustix::event::epoll;
 use rustix::fs::SealFlags;
 
+use super::peer::peer;
 use super::policy::{Asked, Decision};
 use super::{Keeper, program, shutdown, sign};
 use crate::ipc::messages::{Proof, VERSION};
@@ -168,9 +169,9 @@ impl Keeper {
             Source::Tcp(..) => None,
             Source::Unix => {
                 let socket = socket.ok_or(DenyCode::Internal)?;
-                let peer = rustix::net::sockopt::socket_peercred(socket);
-                let peer = peer.map_err(|_| DenyCode::Internal)?;
-                Some((peer.uid, peer.gid))
+                let listeners = self.listeners.iter().map(|(_, socket)| socket.as_fd());
+                let peer = peer(socket.as_fd(), listeners);
+                Some(peer.map_err(|_| DenyCode::Internal)?)
             }
             Source::Stdio if self.stdio => {
                 Some((rustix::process::getuid(), rustix::process::getgid()))

@@ -92,11 +92,16 @@ fn keeper(folder: &Path, options: &Options) -> i32 {
     rustix::stdio::dup2_stdin(&null).unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let name = format!("tcp://{}", listener.local_addr().unwrap());
+    let path = folder.join("listener");
+    // That of an earlier keeper in the same folder.
+    let _ = std::fs::remove_file(&path);
+    let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let unix_name = format!("unix:{}", path.display());
     let reload_folder = folder.to_owned();
     let reload_options = options.clone();
     let setup = Setup {
         config: config(folder, options),
-        listeners: vec![(name, listener.into())],
+        listeners: vec![(name, listener.into()), (unix_name, unix.into())],
         stdio: false,
         policy: Box::new(TestPolicy),
         host_key: HostKeySigner {

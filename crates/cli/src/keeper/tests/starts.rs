@@ -272,7 +272,10 @@ fn nothing_starts_without_a_grant_of_its_connection() {
 #[test]
 fn the_peer_of_a_unix_socket_is_asked_of_the_kernel() {
     let mut world = World::new();
-    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let _theirs =
+        std::os::unix::net::UnixStream::connect(world.state().with_file_name("listener")).unwrap();
+    let ours = rustix::net::accept(&world.gate.listeners[1]).unwrap();
+    let (pair, _end) = std::os::unix::net::UnixStream::pair().unwrap();
     let authenticate = |request, source| ToKeeper::Authenticate {
         request,
         connection: 9,
@@ -292,6 +295,9 @@ fn the_peer_of_a_unix_socket_is_asked_of_the_kernel() {
         _ => None,
     });
     assert_eq!(proof, "peer");
+    // A pair that somebody made is no connection to this server.
+    gate.tell_with(&authenticate(73, crate::ipc::Source::Unix), &[pair.as_fd()]);
+    gate.expect(|message| matches!(message, ToGate::Denied { request: 73, .. }).then_some(()));
     // Without the socket, and for a session that this keeper was not started for.
     for (request, source) in [
         (71, crate::ipc::Source::Unix),
