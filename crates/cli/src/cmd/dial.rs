@@ -25,6 +25,9 @@ use crate::local::LocalServer;
 use crate::target::{Place, Target};
 use crate::terminal::Terminal;
 
+/// As long as sshd waits for a person's password by default (sshd_config(5), LoginGraceTime).
+const SSH_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// The flags of every command that connects.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlags {
@@ -37,9 +40,9 @@ pub(crate) struct ConnectFlags {
     /// Prove yourself with a shared secret instead of a key
     #[arg(long, value_name = "FILE", conflicts_with = "identity")]
     pub(crate) secret_file: Option<PathBuf>,
-    /// Give up when there is no connection after this time
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration::parse)]
-    pub(crate) connect_timeout: Duration,
+    /// Give up when there is no connection after this time (default: 15s; over ssh, which may ask, 2m)
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) connect_timeout: Option<Duration>,
 }
 
 /// Everything that is needed to connect, and to connect again.
@@ -61,11 +64,13 @@ impl Dialer {
         user: Option<&str>,
         flags: &ConnectFlags,
     ) -> anyhow::Result<Self> {
-        let options = Options {
-            timeout: flags.connect_timeout,
-            ..Options::default()
-        };
+        let mut options = Options::default();
         let mut target = Target::parse(target, &ClientConfig::load()?)?;
+        options.timeout = match (flags.connect_timeout, &target.place) {
+            (Some(timeout), _) => timeout,
+            (None, Place::Ssh { .. }) => SSH_TIMEOUT,
+            (None, _) => options.timeout,
+        };
         if target.place == Place::Local {
             return Self::local(user, options);
         }

@@ -53,7 +53,14 @@ fn the_service_leaves_jobs_alone_and_confines_nothing() {
         .collect();
     assert!(service.contains("\nKillMode=process\n"));
     for key in keys {
-        let inherited = ["Protect", "Private", "Restrict", "SystemCall", "NoNew", "Capability"];
+        let inherited = [
+            "Protect",
+            "Private",
+            "Restrict",
+            "SystemCall",
+            "NoNew",
+            "Capability",
+        ];
         let confines = inherited.iter().any(|start| key.starts_with(start));
         assert!(!confines, "{key} would be inherited by every job");
     }
