@@ -163,7 +163,8 @@ class Bowline(Peer):
 
     def idle(self, what, count):
         key = Path(self.env["HOME"]) / ".ssh/id_ed25519"
-        return [self.holder, str(key), USER, f"127.0.0.1:{self.port}", what, str(count)]
+        known = Path(self.env["HOME"]) / ".config/bowline/known_hosts"
+        return [self.holder, str(key), str(known), USER, f"127.0.0.1:{self.port}", what, str(count)]
 
     def version(self):
         return output_of([self.program, "--version"])[0].strip()
