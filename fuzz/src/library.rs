@@ -20,7 +20,11 @@ pub fn key_file_target(data: &[u8]) {
 
 /// `~/.ssh/config`.
 pub fn ssh_config_target(data: &[u8]) {
-    static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+    // In memory: ext4 writes a file that is cut and filled again to the disk at once.
+    static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let memory = tempfile::tempdir_in("/dev/shm");
+        memory.or_else(|_| tempfile::tempdir()).unwrap()
+    });
     let path = FOLDER.path().join("config");
     fs::write(&path, data).unwrap();
     let asker = Asker {

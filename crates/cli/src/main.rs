@@ -62,7 +62,14 @@ fn main() -> ExitCode {
     match command(cli) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("bowline: {}", exit::chain(error.as_ref()));
+            let code = error
+                .downcast_ref::<target::TargetError>()
+                .map(|_| " [bad_target]");
+            eprintln!(
+                "bowline: {}{}",
+                exit::chain(error.as_ref()),
+                code.unwrap_or_default()
+            );
             ExitCode::from(exit::USAGE)
         }
     }
@@ -99,7 +106,7 @@ fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
         verbose,
     });
     if flags.lifeline || (flags.stdio && flags.state_dir.is_none()) {
-        // One session leaves no trace, also where its client was killed.
+        // What was made for one session leaves no trace, also where its client was killed.
         let _ = std::fs::remove_dir_all(state_dir);
     }
     ended
@@ -143,5 +150,6 @@ fn log(verbose: u8, command: &Command) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        .with_ansi(false)
         .init();
 }

@@ -50,7 +50,10 @@ pub trait Message: Serialize + DeserializeOwned {
         // that no other reader would know.
         let blank = |byte: &&u8| b" \t\r\n".contains(byte);
         let message = if header.iter().find(|byte| !blank(byte)) == Some(&b'{') {
-            serde_json::from_slice(header)
+            // The whole of it: serde_json looks at no string of a key that is ignored.
+            std::str::from_utf8(header)
+                .map_err(serde::de::Error::custom)
+                .and_then(serde_json::from_str)
         } else {
             Err(serde::de::Error::custom("not a JSON object"))
         };
@@ -443,6 +446,7 @@ mod tests {
         );
         assert!(Ping::from_header(b"").is_err());
         assert!(Ping::from_header(br#"{"id":1} x"#).is_err());
+        assert!(Ping::from_header(b"{\"id\":1,\"later\":\"\xff\"}").is_err());
         let auth = br#"{"user":"u","proofs":[{"type":"peer","type":"peer"}]}"#;
         assert!(Auth::from_header(auth).is_err());
     }

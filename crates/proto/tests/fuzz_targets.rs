@@ -19,7 +19,11 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     let entries = fs::read_dir(folder.join(target)).unwrap();
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    let named = paths.iter().map(|path| fs::read(path).unwrap());
+    let packed = folder.join(format!("../packed/{target}.hex"));
+    let packed = fs::read_to_string(packed).unwrap();
+    let found = packed.lines().map(|line| hex::decode(line).unwrap());
+    named.chain(found).collect()
 }
 
 /// The next of numbers that look random (splitmix64).

@@ -1,4 +1,4 @@
-//! The documented file, the defaults, and what flags and mistakes make of them.
+//! Tests of the server's configuration: what file, flags and defaults say together.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn machine(root: bool) -> Machine {
     match root {
         true => Machine {
             root,
-            home: below("/home/op"),
+            home: below("/root"),
             config_dir: below("/etc/bowline"),
             state_dir: below("/var/lib/bowline"),
             runtime_dir: below("/run"),
@@ -235,11 +235,8 @@ fn values_that_make_no_sense_are_named() {
         "server.toml:3: there is no key `fil`; did you mean `file`?"
     );
     let home = of("host_key = \"~/key\"\n[[secret]]\nuser = \"a\"\nfile = \"~/s\"");
-    assert_eq!(home.host_key, Path::new("/home/op/key"));
-    assert_eq!(
-        home.secrets,
-        [("a".to_owned(), PathBuf::from("/home/op/s"))]
-    );
+    assert_eq!(home.host_key, Path::new("/root/key"));
+    assert_eq!(home.secrets, [("a".to_owned(), PathBuf::from("/root/s"))]);
 }
 
 #[test]

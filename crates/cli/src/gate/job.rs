@@ -339,6 +339,13 @@ impl Job {
         !matches!(self.stage, Stage::Recording(..))
     }
 
+    /// The program runs, and nobody wants its pipes.
+    pub(super) fn runs(&mut self, pid: i32, unix_ms: u64) {
+        self.pid = pid;
+        self.started_ms = Some(unix_ms);
+        self.stage = Stage::Running;
+    }
+
     /// The program runs; takes its pipes.
     ///
     /// # Errors
@@ -346,9 +353,7 @@ impl Job {
     pub(super) fn started(&mut self, pid: i32, unix_ms: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let mut fds = fds.into_iter();
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
-        self.pid = pid;
-        self.started_ms = Some(unix_ms);
-        self.stage = Stage::Running;
+        self.runs(pid, unix_ms);
         if self.stdin.awaited {
             self.stdin.awaited = false;
             let fd = fds.next().ok_or_else(missing)?;

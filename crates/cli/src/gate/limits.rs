@@ -97,7 +97,7 @@ impl Refusal {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::Connections | Self::Address => "too_many_connections",
-            Self::Handshakes | Self::Suspect => "busy",
+            Self::Handshakes | Self::Suspect => "too_many_handshakes",
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
+use super::connection::{Connection, Shown};
 use super::limits::Limits;
 use super::link::Link;
 use super::{Incoming, Shared, lock};
@@ -210,10 +210,10 @@ impl Worker {
         while connections.join_next().await.is_some() {}
     }
 
-    /// Lets an accepted connection begin. Where there is no room for it, it is
-    /// told so, or dropped if too many are being told.
+    /// Lets an accepted connection begin. Where there is no room for it, a few
+    /// at a time are told so, and the others are closed without a word: to tell
+    /// costs a handshake.
     fn admit(self: Rc<Self>, socket: Socket, source: Source) -> Option<impl Future<Output = ()>> {
-        let id = self.shared.connection_id();
         let address = match source {
             Source::Tcp(address, _) => Some(address),
             Source::Unix | Source::Stdio => None,
@@ -221,9 +221,13 @@ impl Worker {
         let (admitted, refusal) = match self.shared.door.admit(address) {
             Ok(admitted) => (admitted, None),
             Err(refusal) => {
-                tracing::info!(?source, %refusal, "a connection is refused");
+                tracing::warn!(source = %Shown(&source), %refusal, "a connection is turned away");
                 (self.shared.door.turn_away()?, Some(refusal))
             }
+        };
+        let nonce = match source {
+            Source::Tcp(..) => None,
+            Source::Unix | Source::Stdio => Some(nonce().ok()?),
         };
         let wire = match &socket {
             Socket::Tcp(_) => match rustls::ServerConnection::new(self.tls.clone()) {
@@ -235,10 +239,8 @@ impl Worker {
             },
             _ => Wire::plain(socket),
         };
-        let nonce = match source {
-            Source::Tcp(..) => None,
-            Source::Unix | Source::Stdio => Some(nonce().ok()?),
-        };
+        let id = self.shared.connection_id();
+        tracing::debug!(connection = id, source = %Shown(&source), "accepted");
         Some(async move {
             let mut connection = Connection::new(self, id, source, wire, nonce, admitted);
             if let Some(refusal) = refusal {

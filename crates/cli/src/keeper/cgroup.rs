@@ -185,16 +185,20 @@ impl Cgroup {
     }
 
     fn is_reusable(&self) -> bool {
-        !self.killed.get() && self.is_empty()
+        // Two links are the folder itself: a job of root may have made groups inside.
+        let plain = || rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
+        !self.killed.get() && self.is_empty() && plain()
     }
 
+    /// Whether no process is in the group or below it.
     fn is_empty(&self) -> bool {
-        let mut events = String::new();
-        let read = |mut file: fs::File| file.read_to_string(&mut events);
-        let readable = self.open("cgroup.events", OFlags::RDONLY).and_then(read);
-        // Two links are the folder itself: a job of root may have made groups inside.
-        let plain = rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
-        readable.is_ok() && plain && events.lines().any(|line| line == "populated 0")
+        let mut events = [0; 256];
+        let file = self.open("cgroup.events", OFlags::RDONLY);
+        let Ok(count) = file.and_then(|mut file| file.read(&mut events)) else {
+            return false;
+        };
+        let mut lines = events[..count].split(|&byte| byte == b'\n');
+        lines.any(|line| line == b"populated 0")
     }
 
     /// The killed are still on their way out for a moment.

@@ -18,7 +18,7 @@ use crate::ipc::{Cause, Exited, Scope, Stream, ToGate, Tree};
 impl Keeper {
     fn failed_gone(&mut self, serial: Serial) {
         if let Some((pidfd, cgroup)) = self.jobs.failed.remove(&serial) {
-            reap(pidfd.as_fd());
+            let _ = reap(pidfd.as_fd());
             let _ = epoll::delete(&self.epoll, &pidfd);
             self.give_back(cgroup);
         }
@@ -40,22 +40,26 @@ impl Keeper {
         let Some(pidfd) = job.pidfd.as_ref() else {
             return;
         };
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let Some(status) = wait(pidfd.as_fd(), options) else {
-            return;
-        };
-        // While it is not reaped its number cannot be another's, so this is the time for its tree.
-        let tree = match job.cause {
-            Some(_) => job.roots.kill(job.cgroup.as_ref()),
-            None => Tree::LeftAlone,
-        };
-        if let Some(pidfd) = job.pidfd.take() {
-            reap(pidfd.as_fd());
-            let _ = epoll::delete(&self.epoll, &pidfd);
+        let mut tree = Tree::LeftAlone;
+        if job.cause.is_some() {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            if matches!(wait(pidfd.as_fd(), options), Ok(None)) {
+                return;
+            }
+            // While it is not reaped its number cannot be another's: this is the time for its tree.
+            tree = job.roots.kill(job.cgroup.as_ref());
         }
+        let exited = match reap(pidfd.as_fd()) {
+            Ok(None) => return,
+            Ok(Some(status)) => exited(&status),
+            // Somebody else has reaped it; nobody will ever know.
+            Err(_) => Exited::Lost,
+        };
+        let _ = epoll::delete(&self.epoll, pidfd);
+        job.pidfd = None;
         job.roots.main_reaped();
         let end = EndRecord {
-            exited: exited(&status),
+            exited,
             cause: job.cause,
             tree,
             unix_ms: unix_ms(),

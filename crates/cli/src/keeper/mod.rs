@@ -365,7 +365,7 @@ impl Keeper {
         let Some(mut gate) = self.gate.take() else {
             return;
         };
-        let status = reap(gate.pidfd.as_fd());
+        let status = reap(gate.pidfd.as_fd()).ok().flatten();
         let _ = epoll::delete(&self.epoll, &gate.pidfd);
         if let Some(mut pending) = gate.pending.take() {
             if let Progress::Failed(stage, errno) = pending.progress() {
@@ -439,19 +439,13 @@ impl Token {
     }
 }
 
-/// Reaps a process that has ended.
-fn reap(pidfd: BorrowedFd<'_>) -> Option<WaitIdStatus> {
+/// Reaps a process if it has ended.
+fn reap(pidfd: BorrowedFd<'_>) -> rustix::io::Result<Option<WaitIdStatus>> {
     wait(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
 }
 
-fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> Option<WaitIdStatus> {
-    loop {
-        match rustix::process::waitid(WaitId::PidFd(pidfd), options) {
-            Ok(status) => return status,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
+fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
+    rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options))
 }
 
 fn describe(status: Option<WaitIdStatus>) -> String {

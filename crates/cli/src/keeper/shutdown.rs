@@ -30,7 +30,8 @@ const GATE_LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Keeper {
     pub(super) fn read_signals(&mut self) {
-        while let Ok(Some(info)) = self.signals.read_signal() {
+        // One at a time: the loop comes back while there are more.
+        if let Ok(Some(info)) = self.signals.read_signal() {
             match info.ssi_signo as i32 {
                 libc::SIGCHLD => {
                     self.timers

@@ -119,7 +119,7 @@ impl Keeper {
             };
             // It finds no program and exits, unless something kills it first.
             let status = super::wait(child.pidfd.as_fd(), WaitIdOptions::EXITED);
-            let lived = status.is_some_and(|status| status.exited());
+            let lived = matches!(status, Ok(Some(status)) if status.exited());
             let mut pending = child.pending;
             pending.progress();
             stacks.give_back(pending);

@@ -24,6 +24,9 @@ const ROUNDS_MAX: u32 = 64;
 /// How much of a process's environment is searched, in bytes.
 const ENVIRON_BYTES_MAX: u64 = 256 * 1024;
 
+/// A line of /proc/PID/stat: some fifty numbers and a name of 64 bytes at most.
+const STAT_BYTES_MAX: usize = 2048;
+
 /// What a job's processes have in common.
 #[derive(Debug)]
 pub(crate) struct Roots {
@@ -178,8 +181,11 @@ fn processes() -> impl Iterator<Item = Stat> {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    parse_stat(pid, &text)
+    let path = format!("/proc/{}/stat", pid.as_raw_pid());
+    // The kernel writes the line anew for each read, and it fits.
+    let mut text = [0; STAT_BYTES_MAX];
+    let count = File::open(path).and_then(|mut file| file.read(&mut text));
+    parse_stat(pid, text.get(..count.ok()?)?)
 }
 
 /// proc_pid_stat(5). The name in parentheses may hold anything, so what counts

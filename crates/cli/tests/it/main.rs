@@ -1,10 +1,12 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
+mod hostile;
 mod openssh;
 mod policy;
 mod readme;
 mod run;
 mod scenarios;
+mod secret;
 mod serve;
 mod server;
 mod terminal;

@@ -1,13 +1,16 @@
 //! The files and programs of OpenSSH as they are on every machine: made by the
 //! real ssh-keygen, held by the real ssh-agent, carried by the real ssh and sshd.
 
+mod accounts;
+mod grants;
+mod hosts;
 mod keys;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::server::Server;
+use crate::server::{Server, bowline};
 
 pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -127,6 +130,73 @@ impl Agent {
 }
 
 impl Drop for Agent {
+    fn drop(&mut self) {
+        crate::server::signal_process(self.child.id(), 15);
+        let _ = self.child.wait();
+    }
+}
+
+/// Lets other accounts pass through a folder, as through /home.
+pub(crate) fn passable(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// `bowline run [flags] TARGET -- argv` of somebody with this home.
+pub(crate) fn run_at(home: &Path, target: &str, flags: &[&str], argv: &[&str]) -> Command {
+    let mut command = Command::new(bowline());
+    command
+        .arg("run")
+        .args(flags)
+        .arg(target)
+        .arg("--")
+        .args(argv);
+    command
+        .env("HOME", home)
+        .env_remove("SSH_AUTH_SOCK")
+        .env_remove("XDG_CONFIG_HOME");
+    command
+}
+
+/// A server that was started by a command of the test's own; ended when dropped.
+pub(crate) struct Serving {
+    child: Child,
+    pub(crate) target: String,
+    stderr: PathBuf,
+}
+
+impl Serving {
+    /// Waits until it listens; what it says goes to a file in `dir`.
+    pub(crate) fn start(mut command: Command, dir: &Path) -> Serving {
+        let stderr = dir.join("stderr");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        let target = line.trim_end().strip_prefix("listening tcp://");
+        let Some(target) = target.map(str::to_owned) else {
+            let _ = child.wait();
+            panic!("{line:?} {}", std::fs::read_to_string(stderr).unwrap());
+        };
+        Serving {
+            child,
+            target,
+            stderr,
+        }
+    }
+
+    /// What it has said so far. It speaks before it answers.
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap()
+    }
+}
+
+impl Drop for Serving {
     fn drop(&mut self) {
         crate::server::signal_process(self.child.id(), 15);
         let _ = self.child.wait();

@@ -14,7 +14,7 @@ fn output(mut command: Command) -> Output {
 }
 
 /// Waits for the end of a process that is not our child, by its pidfd.
-fn wait_gone(pid: i32) {
+pub(crate) fn wait_gone(pid: i32) {
     let Some(pid) = rustix::process::Pid::from_raw(pid) else {
         panic!("pid {pid}");
     };

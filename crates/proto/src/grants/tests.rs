@@ -72,6 +72,17 @@ fn one_keys_lines_are_found() {
     let base64 = KEY.split(' ').nth(1).unwrap();
     let (grants, _) = parse_for(format!("{other} {base64}").as_bytes(), &key());
     assert!(grants.is_empty());
+    // Only blanks and tabs part words, however the lines are looked for.
+    for (between, found) in [(" \t", 1), ("\x0c", 0), (" \x0c", 0), ("\r", 0), (" \r", 0)] {
+        for line in [
+            format!("ssh-ed25519{between}{base64}"),
+            format!("pty{between}{KEY}"),
+        ] {
+            assert_eq!(parse(line.as_bytes()).0.len(), found, "{line:?}");
+            let (grants, _) = parse_for(line.as_bytes(), &key());
+            assert_eq!(grants.len(), found, "{line:?}");
+        }
+    }
 }
 
 #[test]
@@ -465,7 +476,7 @@ proptest! {
             prop_oneof![
                 any::<Vec<u8>>(),
                 prop::sample::select(vec![
-                    KEY, "\n", " ", "\"", "\\", ",", "=", "command=\"", "from=\"", "pty", "restrict",
+                    KEY, "\n", " ", "\t", "\x0c", "\r", "\"", "\\", ",", "=", "command=\"", "from=\"", "pty", "restrict",
                     "no-", "expiry-time=\"2026", "environment=\"A=", "!10.0.0.0/8", "ssh-ed25519 ",
                 ]).prop_map(|text| text.as_bytes().to_vec()),
             ],

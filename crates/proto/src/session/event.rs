@@ -69,7 +69,7 @@ pub enum Event<'a> {
     Hello(Hello),
     /// The server lets this client in.
     Granted(Granted),
-    /// Data of a stream; tell [`Session::consumed`] when it has arrived.
+    /// Data of a stream; tell [`super::Session::consumed`] when it has arrived.
     Data {
         /// Which stream.
         stream: Stream,

@@ -715,7 +715,9 @@ impl Pair {
     pub(super) fn start(&mut self) -> Channel {
         let (start, payload) = start_of(5);
         let channel = self.client.start(&start, &payload).unwrap();
+        let first = self.now;
         while self.client.channels[&channel.0].stage != super::super::channel::Stage::Running {
+            assert!(self.now < first + 1_000, "the start is never answered");
             self.step(|role, session, channel, event| {
                 if role == Role::Server && matches!(event, Event::Start(..)) {
                     session.started(channel, &Started::default());

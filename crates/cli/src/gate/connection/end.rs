@@ -1,0 +1,172 @@
+//! What goes out, the time, and the ways in which a connection ends.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bowline_proto::id::Channel;
+use bowline_proto::message::{Bye, Refused};
+use bowline_proto::outcome::{Happened, Outcome};
+use bowline_proto::session::Outbox;
+
+use super::{CLOSING, Connection, Phase, Shown};
+use crate::ipc::{Cause, ToKeeper};
+
+impl Connection {
+    pub(super) fn output(&mut self, cx: &mut Context<'_>) -> bool {
+        let outbox = match &mut self.phase {
+            Phase::Handshake(handshake)
+            | Phase::Deciding(handshake)
+            | Phase::Delayed(handshake, _) => handshake.outbox(),
+            Phase::Open(session, _) => session.outbox(),
+            Phase::Closing(outbox, _) => outbox,
+            Phase::Gone => return false,
+        };
+        let waited = !outbox.is_empty();
+        let handshaking = self.wire.is_handshaking();
+        match self.wire.poll_flush(cx, outbox) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => {
+                outbox.shrink();
+                // Before TLS is agreed on, last words wait in it.
+                if let Phase::Closing(_, false) = self.phase
+                    && !handshaking
+                {
+                    self.wire.close();
+                    self.phase = Phase::Closing(Box::default(), true);
+                    return true;
+                }
+                waited
+            }
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(connection = self.id, %error, "the line broke");
+                self.gone();
+                true
+            }
+        }
+    }
+
+    pub(super) fn time(&mut self, cx: &mut Context<'_>) -> bool {
+        if matches!(self.phase, Phase::Gone) || self.timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        match std::mem::replace(&mut self.phase, Phase::Gone) {
+            Phase::Handshake(handshake) | Phase::Deciding(handshake) => {
+                tracing::info!(
+                    connection = self.id, source = %Shown(&self.source), "authentication took too long"
+                );
+                self.phase = Phase::Handshake(handshake);
+                self.refuse("auth_timeout", "authentication took too long");
+            }
+            Phase::Delayed(mut handshake, refused) => {
+                handshake.refuse(&refused);
+                self.closing(std::mem::take(handshake.outbox()));
+            }
+            Phase::Open(session, authenticated) => {
+                self.phase = Phase::Open(session, authenticated);
+                if self.jobs.is_empty() && self.worker.config().idle_timeout_ms > 0 {
+                    self.leave("idle_timeout", "nothing was asked for a long time");
+                } else {
+                    self.rest();
+                }
+            }
+            Phase::Closing(..) | Phase::Gone => self.gone(),
+        }
+        true
+    }
+
+    /// The time without anything asked for starts anew.
+    pub(super) fn rest(&mut self) {
+        if matches!(self.phase, Phase::Open(..)) {
+            let idle = match self.worker.config().idle_timeout_ms {
+                0 => Duration::from_secs(24 * 3600),
+                idle => Duration::from_millis(idle),
+            };
+            let at = tokio::time::Instant::now() + idle;
+            self.timer.as_mut().reset(at);
+        }
+    }
+
+    pub(super) fn leave_if_idle(&mut self) {
+        let waiting = matches!(self.phase, Phase::Handshake(_) | Phase::Open(..));
+        if waiting && self.jobs.is_empty() {
+            self.leave("draining", "the server is stopping");
+        }
+    }
+
+    /// Says goodbye and closes.
+    pub(super) fn leave(&mut self, code: &str, message: &str) {
+        if let Phase::Open(session, _) = &mut self.phase {
+            session.bye(&Bye {
+                code: code.to_owned(),
+                message: message.to_owned(),
+            });
+            self.close();
+        } else {
+            self.refuse(code, message);
+        }
+    }
+
+    /// Ends the connection with a reason. Jobs that run end too.
+    pub(in crate::gate) fn refuse(&mut self, code: &str, message: &str) {
+        let refused = Refused {
+            code: code.to_owned(),
+            message: message.to_owned(),
+        };
+        match &mut self.phase {
+            Phase::Handshake(handshake)
+            | Phase::Deciding(handshake)
+            | Phase::Delayed(handshake, _) => handshake.refuse(&refused),
+            Phase::Open(session, _) => session.refuse(Channel::CONNECTION, &refused),
+            Phase::Closing(..) | Phase::Gone => {}
+        }
+        self.close();
+    }
+
+    /// Sends what waits, and then ends.
+    pub(super) fn close(&mut self) {
+        let outbox = match &mut self.phase {
+            Phase::Handshake(handshake)
+            | Phase::Deciding(handshake)
+            | Phase::Delayed(handshake, _) => std::mem::take(handshake.outbox()),
+            Phase::Open(session, _) => std::mem::take(session.outbox()),
+            Phase::Closing(..) | Phase::Gone => return,
+        };
+        self.closing(outbox);
+    }
+
+    pub(super) fn closing(&mut self, outbox: Outbox) {
+        self.phase = Phase::Closing(Box::new(outbox), false);
+        self.timer = Box::pin(tokio::time::sleep(CLOSING));
+        self.end_jobs();
+    }
+
+    /// The line is gone: what runs is ended.
+    pub(super) fn gone(&mut self) {
+        self.phase = Phase::Gone;
+        self.worker.link.send(&ToKeeper::Disconnected {
+            connection: self.id,
+        });
+        self.end_jobs();
+    }
+
+    pub(super) fn end_jobs(&mut self) {
+        let never_started: Vec<u32> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| !job.is_known_to_keeper())
+            .map(|(channel, _)| *channel)
+            .collect();
+        for channel in never_started {
+            let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
+            self.finish(Channel(channel), outcome);
+        }
+        for job in self.jobs.values_mut() {
+            job.abandon();
+            self.worker.link.send(&ToKeeper::End {
+                job: job.id,
+                cause: Cause::Disconnected,
+                first: rustix::process::Signal::HUP.as_raw(),
+            });
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Accounts: a server of an ordinary user with that user's own files, and root's
+//! server for others.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Serving, ended, passable, public, run_at, ssh_keygen};
+use crate::server::{bowline, is_root};
+
+/// A uid that passwd does not know, as in a container that was given a number.
+const BARE_UID: u32 = 54_321;
+
+/// A home with a key in it that may log in there, all of it of one owner.
+fn home_of(uid: u32, dir: &Path) -> PathBuf {
+    passable(dir);
+    let home = dir.join("home");
+    let ssh = home.join(".ssh");
+    std::fs::create_dir_all(&ssh).unwrap();
+    ssh_keygen(&ssh.join("id_ed25519"), &["-t", "ed25519"]);
+    std::fs::copy(ssh.join("id_ed25519.pub"), ssh.join("authorized_keys")).unwrap();
+    std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o700)).unwrap();
+    own(uid, &home);
+    home
+}
+
+/// Gives a folder and all that is in it to somebody.
+fn own(uid: u32, path: &Path) {
+    let given = Command::new("chown")
+        .args(["-R", &format!("{uid}:{uid}")])
+        .arg(path)
+        .status();
+    assert!(given.unwrap().success());
+}
+
+/// A command of the program that runs as somebody else, with that home.
+fn as_user(uid: u32, home: &Path) -> Command {
+    // The folder that it was built in may be closed to others.
+    let program = home.with_file_name("bowline");
+    if !program.exists() {
+        std::fs::copy(bowline(), &program).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .arg("--clear-groups")
+        .arg(program)
+        .current_dir("/")
+        .env("HOME", home)
+        .env_remove("SSH_AUTH_SOCK")
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("XDG_STATE_HOME")
+        .env_remove("XDG_RUNTIME_DIR");
+    command
+}
+
+#[test]
+fn a_user_serves_and_runs_with_stock_files_alone() {
+    // Who is not root cannot be somebody whose ~/.ssh may be filled by a test.
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = home_of(BARE_UID, dir.path());
+    let mut serve = as_user(BARE_UID, &home);
+    serve.args(["serve", "--listen", "127.0.0.1:0"]);
+    let serving = Serving::start(serve, dir.path());
+    let run = |flags: &[&str], argv: &[&str]| {
+        let mut command = as_user(BARE_UID, &home);
+        command
+            .arg("run")
+            .args(flags)
+            .arg(&serving.target)
+            .arg("--")
+            .args(argv);
+        command
+    };
+    let (_, err) = ended(&run(&[], &["true"]), 255);
+    assert!(err.contains("[host_key_unknown]"), "{err}");
+    ended(&run(&["--trust", "new"], &["true"]), 0);
+    let (out, err) = ended(&run(&[], &["sh", "-c", "id -u; id -G; echo $HOME; pwd"]), 0);
+    let there = home.display();
+    assert_eq!(
+        out,
+        format!("{BARE_UID}\n{BARE_UID}\n{there}\n{there}\n"),
+        "{err}"
+    );
+    // Another account cannot be asked for.
+    let (_, err) = ended(&run(&["--user", "root"], &["true"]), 255);
+    assert!(err.contains("[not_authenticated]"), "{err}");
+    // The files are looked at as sshd does.
+    let grants = home.join(".ssh/authorized_keys");
+    std::fs::set_permissions(&grants, std::fs::Permissions::from_mode(0o620)).unwrap();
+    ended(&run(&[], &["true"]), 255);
+    assert!(
+        serving.said().contains(".ssh/authorized_keys"),
+        "{}",
+        serving.said()
+    );
+    std::fs::set_permissions(&grants, std::fs::Permissions::from_mode(0o600)).unwrap();
+    ended(&run(&[], &["true"]), 0);
+    // bowline's own grant file counts beside ssh's.
+    let own_grants = home.join(".config/bowline/authorized_keys");
+    std::fs::rename(&grants, &own_grants).unwrap();
+    ended(&run(&[], &["true"]), 0);
+    std::fs::remove_file(&own_grants).unwrap();
+    ended(&run(&[], &["true"]), 255);
+}
+
+/// An account made for one test; gone when dropped, whatever became of the test.
+struct TestAccount {
+    name: String,
+}
+
+impl TestAccount {
+    fn make(home: &Path) -> TestAccount {
+        let name = format!("bowline-{}", std::process::id());
+        let account = TestAccount { name };
+        // `*`: no password, and not locked either.
+        account.tool(
+            "useradd",
+            &["-M", "-d", home.to_str().unwrap(), "-s", "/bin/sh"],
+            &["-p", "*", "-G", "games"],
+        );
+        account
+    }
+
+    fn tool(&self, program: &str, args: &[&str], more: &[&str]) {
+        let mut command = Command::new(program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+        let done = command
+            .args(args)
+            .args(more)
+            .arg(&self.name)
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{program}: {}",
+            super::text(&done.stderr)
+        );
+    }
+
+    fn passwd(&self) -> nix::unistd::User {
+        nix::unistd::User::from_name(&self.name).unwrap().unwrap()
+    }
+}
+
+impl Drop for TestAccount {
+    fn drop(&mut self) {
+        // Also where a job of it should still run.
+        let path = std::env::var("PATH").unwrap_or_default();
+        let _ = Command::new("userdel")
+            .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+            .args(["-f", &self.name])
+            .output();
+    }
+}
+
+/// Root's server with these lines in its configuration.
+fn root_server(dir: &Path, lines: &str) -> Serving {
+    let config = dir.join("server.toml");
+    let text = format!(
+        "listen = [\"127.0.0.1:0\"]\nhost_key = \"{0}/host_key\"\nstate_dir = \"{0}/state\"\n\
+         authorized_keys = \"{0}/grants/%u\"\n{lines}\n",
+        dir.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut serve = Command::new(bowline());
+    serve.arg("serve").arg("--config").arg(config);
+    Serving::start(serve, dir)
+}
+
+#[test]
+fn root_serves_the_accounts_that_are_listed() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Dropped after the server that runs its jobs.
+    let account = TestAccount::make(&dir.path().join("home"));
+    let passwd = account.passwd();
+    let home = home_of(passwd.uid.as_raw(), dir.path());
+    let name = account.name.as_str();
+    let key = home.join(".ssh/id_ed25519");
+    let client = dir.path().join("client");
+    let run = |serving: &Serving, user: &str, argv: &[&str]| {
+        let flags = [
+            "--identity",
+            key.to_str().unwrap(),
+            "--trust",
+            "new",
+            "--user",
+            user,
+        ];
+        run_at(&client, &serving.target, &flags, argv)
+    };
+    let refused = |serving: &Serving, user: &str| {
+        let (_, err) = ended(&run(serving, user, &["true"]), 255);
+        assert!(err.contains("[not_authenticated]"), "{err}");
+    };
+
+    // ~/.ssh/authorized_keys counts only where that is said.
+    let serving = root_server(dir.path(), &format!("allow_users = [\"{name}\"]"));
+    refused(&serving, name);
+    drop(serving);
+
+    let lines = format!("allow_users = [\"{name}\", \"daemon\"]\nssh_authorized_keys = true");
+    let serving = root_server(dir.path(), &lines);
+    let show = "id -u; id -g; id -Gn; echo $HOME $USER $LOGNAME $SHELL; pwd";
+    let (out, _) = ended(&run(&serving, name, &["sh", "-c", show]), 0);
+    let there = home.display();
+    let expected = format!(
+        "{}\n{}\n{name} games\n{there} {name} {name} /bin/sh\n{there}\n",
+        passwd.uid, passwd.gid
+    );
+    assert_eq!(out, expected);
+    // No more than that: files of root stay closed.
+    let (_, err) = ended(&run(&serving, name, &["cat", "/etc/shadow"]), 1);
+    assert!(err.contains("Permission denied"), "{err}");
+    // It is signalled and ended as any other, too.
+    ended(&run(&serving, name, &["sh", "-c", "kill -TERM $$"]), 143);
+
+    // Others are refused: not listed, without a shell, not there at all.
+    let grants = dir.path().join("grants");
+    std::fs::create_dir(&grants).unwrap();
+    for other in ["root", "daemon", "no-such-user"] {
+        std::fs::copy(public(&key), grants.join(other)).unwrap();
+        refused(&serving, other);
+    }
+    let said = serving.said();
+    assert!(
+        said.contains("daemon") && said.contains("nologin"),
+        "{said}"
+    );
+
+    // Locked and expired accounts are refused from that moment on.
+    account.tool("usermod", &["-p", "!*"], &[]);
+    refused(&serving, name);
+    account.tool("usermod", &["-p", "*", "-e", "2020-01-01"], &[]);
+    refused(&serving, name);
+    account.tool("usermod", &["-e", ""], &[]);
+    ended(&run(&serving, name, &["true"]), 0);
+    account.tool("usermod", &["-s", "/usr/sbin/nologin"], &[]);
+    refused(&serving, name);
+    account.tool("usermod", &["-s", "/bin/sh"], &[]);
+
+    // The home belongs to somebody else: nothing in it counts.
+    own(BARE_UID, &home);
+    refused(&serving, name);
+    own(passwd.uid.as_raw(), &home);
+    ended(&run(&serving, name, &["true"]), 0);
+    drop(serving);
+
+    let serving = root_server(
+        dir.path(),
+        &format!(
+            "allow_users = [\"{name}\"]\nallow_locked_accounts = true\nssh_authorized_keys = true"
+        ),
+    );
+    account.tool("usermod", &["-p", "!*"], &[]);
+    ended(&run(&serving, name, &["true"]), 0);
+}
