@@ -6,10 +6,11 @@
 //! the log are for the operator. An unknown user costs what a known one costs.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bowline::credentials::fingerprint;
 use bowline::credentials::secret::{Secret, SecretError};
@@ -20,7 +21,7 @@ use bowline_proto::id::JobId;
 use bowline_proto::key::PublicKey;
 
 use super::account::AccountError;
-use super::grant_file;
+use super::grant_file::{self, GrantFileError};
 use super::local_time::local_to_unix;
 use super::policy::{Account, Asked, Decision, Policy};
 use crate::config::ServerConfig;
@@ -31,6 +32,10 @@ const WARNINGS_MAX: usize = 256;
 /// What the kernel reports as the uid of a peer whose uid has no number here,
 /// as from another user namespace: it is nobody in particular.
 const OVERFLOW_UID: u32 = 65_534;
+/// How long a user's home may take to give a grant file.
+const HOME_WAIT: Duration = Duration::from_secs(1);
+/// For so long nothing is read from a home that took longer.
+const SLOW_HOME_REST: Duration = Duration::from_secs(60);
 
 /// Why there is no policy to serve with.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,8 @@ pub(crate) struct Authenticator {
     secrets: Vec<(String, Secret)>,
     /// Warnings that were given already.
     warned: RefCell<HashSet<String>>,
+    /// Until when nothing is read from the home of a uid.
+    slow_homes: RefCell<HashMap<u32, Instant>>,
 }
 
 impl Authenticator {
@@ -97,6 +104,7 @@ impl Authenticator {
             ssh_authorized_keys: config.ssh_authorized_keys,
             secrets: secrets.collect::<Result<_, _>>()?,
             warned: RefCell::default(),
+            slow_homes: RefCell::default(),
         };
         authenticator.check_files();
         Ok(authenticator)
@@ -277,13 +285,37 @@ impl Authenticator {
 
     /// The bytes of a grant file; of one that cannot be trusted nothing counts.
     fn read(&self, path: &Path, account: &Account) -> Option<Vec<u8>> {
-        grant_file::read(path, account).unwrap_or_else(|error| {
+        // A root keeper serves others, and must not wait for one of them.
+        let foreign = account.uid != self.own.uid && path.starts_with(&account.home);
+        let read = match foreign {
+            true => self.read_foreign(path, account),
+            false => grant_file::read(path, account),
+        };
+        read.unwrap_or_else(|error| {
             self.warn(format!(
                 "no key in it counts: {}",
                 crate::exit::chain(&error)
             ));
             None
         })
+    }
+
+    fn read_foreign(
+        &self,
+        path: &Path,
+        account: &Account,
+    ) -> Result<Option<Vec<u8>>, GrantFileError> {
+        let now = Instant::now();
+        let mut slow = self.slow_homes.borrow_mut();
+        slow.retain(|_, until| *until > now);
+        if slow.contains_key(&account.uid) {
+            return Ok(None);
+        }
+        let read = grant_file::read_aside(path, account, HOME_WAIT);
+        if read.as_ref().is_err_and(GrantFileError::is_slow) {
+            slow.insert(account.uid, now + SLOW_HOME_REST);
+        }
+        read
     }
 
     fn warn_about(&self, path: &Path, warnings: &[grants::Warning]) {

@@ -34,6 +34,7 @@ impl Server {
             ssh_authorized_keys: true,
             secrets: Vec::new(),
             warned: RefCell::default(),
+            slow_homes: RefCell::default(),
         };
         let key = PrivateKey::generate().unwrap();
         Self { home, policy, key }
@@ -367,6 +368,35 @@ fn a_root_server_serves_the_listed_accounts_alone() {
     // A key of root is no key of sync.
     server.write("grants-sync", "");
     assert_eq!(code("sync"), Err(DenyCode::NoProof));
+}
+
+#[test]
+fn a_users_own_file_counts_on_a_root_server_that_says_so() {
+    if !rustix::process::geteuid().is_root() {
+        return; // Only root has other users' files to read.
+    }
+    let mut server = Server::listed(&["sync"]);
+    server.write(".ssh/authorized_keys", &server.line(""));
+    let mut sync = Account::by_name("sync").unwrap();
+    sync.home = server.home.path().to_owned();
+    let key = server.key.public().clone();
+    let source = tcp();
+    let find = |server: &Server| {
+        let asked = asked("sync", &source, &[], None);
+        server.policy.find_grant(&key, &sync, &asked).map(|_| ())
+    };
+    assert_eq!(find(&server), Err(DenyCode::NoProof));
+    server.policy.ssh_authorized_keys = true;
+    assert_eq!(find(&server), Ok(()));
+    // A home that did not answer is left alone for a while.
+    let rest = Instant::now() + SLOW_HOME_REST;
+    server.policy.slow_homes.borrow_mut().insert(sync.uid, rest);
+    assert_eq!(find(&server), Err(DenyCode::NoProof));
+    server.policy.slow_homes.borrow_mut().clear();
+    let past = Instant::now();
+    server.policy.slow_homes.borrow_mut().insert(sync.uid, past);
+    assert_eq!(find(&server), Ok(()));
+    assert!(server.policy.slow_homes.borrow().is_empty());
 }
 
 #[test]

@@ -10,10 +10,12 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bowline_proto::grants::FILE_BYTES_MAX;
 use rustix::fs::OFlags;
 
+use super::aside::{AsideError, aside};
 use super::become_user::AsUser;
 use super::policy::Account;
 
@@ -46,7 +48,71 @@ pub(crate) enum GrantFileError {
     /// It was replaced while it was looked at.
     #[error("{} changed while it was read", .0.display())]
     Replaced(PathBuf),
+    /// It was read by another process, which says what is wrong with it.
+    #[error("{0}")]
+    Told(String),
+    /// The other process could not read it, or not in time.
+    #[error("{} cannot be read", path.display())]
+    Aside {
+        path: PathBuf,
+        #[source]
+        source: AsideError,
+    },
 }
+
+impl GrantFileError {
+    /// Whether the file system did not answer, as it will not at the next try.
+    pub(crate) fn is_slow(&self) -> bool {
+        matches!(
+            self,
+            Self::Aside {
+                source: AsideError::TimedOut(_),
+                ..
+            }
+        )
+    }
+}
+
+/// As [`read`], in a process of its own and for a bounded time: for a file in
+/// a place where its user decides what opening it means.
+///
+/// # Errors
+/// [`GrantFileError`].
+pub(crate) fn read_aside(
+    path: &Path,
+    account: &Account,
+    within: Duration,
+) -> Result<Option<Vec<u8>>, GrantFileError> {
+    let answer = aside(within, FILE_BYTES_MAX + 1, || {
+        let (kind, bytes) = match read(path, account) {
+            Ok(None) => (ANSWER_NONE, Vec::new()),
+            Ok(Some(bytes)) => (ANSWER_BYTES, bytes),
+            Err(error) => (ANSWER_ERROR, crate::exit::chain(&error).into_bytes()),
+        };
+        [&[kind], bytes.as_slice()].concat()
+    });
+    let answer = answer.map_err(|source| GrantFileError::Aside {
+        path: path.to_owned(),
+        source,
+    })?;
+    match answer.split_first() {
+        Some((&ANSWER_NONE, _)) => Ok(None),
+        Some((&ANSWER_BYTES, bytes)) => Ok(Some(bytes.to_vec())),
+        Some((_, text)) => Err(GrantFileError::Told(
+            String::from_utf8_lossy(text).into_owned(),
+        )),
+        None => Err(GrantFileError::Aside {
+            path: path.to_owned(),
+            source: AsideError::Failed,
+        }),
+    }
+}
+
+/// The first byte of what the other process says: there is no file, what is in
+/// it, what is wrong with it.
+const ANSWER_NONE: u8 = 0;
+const ANSWER_BYTES: u8 = 1;
+const ANSWER_ERROR: u8 = 2;
 
 /// Reads the grant file of an account with that account's identity; `None`
 /// where there is no file.
@@ -292,6 +358,24 @@ mod tests {
         assert!(matches!(home.read(), Err(GrantFileError::TooLong(_))));
         sparse.set_len(FILE_BYTES_MAX as u64).unwrap();
         assert_eq!(home.read().unwrap().unwrap().len(), FILE_BYTES_MAX);
+    }
+
+    #[test]
+    fn another_process_reads_the_same() {
+        let home = Home::new();
+        let within = Duration::from_secs(30);
+        let read = || read_aside(&home.file(), &home.account, within);
+        assert_eq!(read().unwrap(), Some(b"x".to_vec()));
+        home.mode("home/.ssh", 0o777);
+        let error = read().unwrap_err();
+        assert!(!error.is_slow());
+        assert_eq!(error.to_string(), home.read().unwrap_err().to_string());
+        home.mode("home/.ssh", 0o700);
+        let sparse = File::options().write(true).open(home.file()).unwrap();
+        sparse.set_len(FILE_BYTES_MAX as u64).unwrap();
+        assert_eq!(read().unwrap().unwrap().len(), FILE_BYTES_MAX);
+        fs::remove_file(home.file()).unwrap();
+        assert_eq!(read().unwrap(), None);
     }
 
     #[test]

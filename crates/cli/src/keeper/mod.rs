@@ -13,6 +13,7 @@
 //! ```
 
 pub(crate) mod account;
+mod aside;
 pub(crate) mod authenticate;
 mod become_user;
 mod cgroup;

@@ -34,6 +34,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "crates/cli/src/keeper/spawn.rs",
         "clone3 and what a child does before execve",
     ),
+    ("crates/cli/src/keeper/aside.rs", "fork, for what may hang"),
     ("crates/cli/src/keeper/local_time.rs", "mktime"),
 ];
 
