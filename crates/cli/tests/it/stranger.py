@@ -278,6 +278,7 @@ def refused(path, user):
         connection.send(*frames)
         kind, _, channel, header, _ = connection.receive()
         assert (kind, channel) == (REFUSED, 0), kind
+        connection.socket.shutdown(socket.SHUT_WR)
         try:
             connection.receive()
         except (EOFError, ConnectionResetError):
