@@ -31,6 +31,9 @@ pub(crate) fn hint(code: &str, host: &str) -> Option<String> {
         "connect_timeout" | "carrier_failed" if host.starts_with("ssh:") => {
             "ssh is what connects: does `ssh` alone get there?".to_owned()
         }
+        "protocol_error" if host.starts_with("ssh:") => {
+            "does the shell over there print something before it runs a command?".to_owned()
+        }
         "carrier_not_found" => {
             "is bowline installed there, in the PATH of an ssh session without a terminal?"
                 .to_owned()

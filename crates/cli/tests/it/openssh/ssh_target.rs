@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -101,10 +101,24 @@ impl Machine {
             // Debian's sshd wants its empty folder, which its service makes.
             std::fs::create_dir_all("/run/sshd").unwrap();
         }
-        for name in ["ok", "none", "client", "home"] {
+        for name in ["ok", "none", "noisy", "client", "home"] {
             std::fs::create_dir(at(name)).unwrap();
         }
-        std::os::unix::fs::symlink(bowline(), at("ok/bowline")).unwrap();
+        let programs = [
+            (
+                "ok/bowline",
+                format!("echo $$ >> '{}'", at("pids").display()),
+            ),
+            ("noisy/bowline", "echo Welcome".to_owned()),
+        ];
+        for (name, first) in programs {
+            let script = format!(
+                "#!/bin/sh\n{first}\nexec '{}' \"$@\"\n",
+                bowline().display()
+            );
+            std::fs::write(at(name), script).unwrap();
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
         ssh_keygen(&at("sshd_key"), &["-t", "ed25519"]);
         ssh_keygen(&at("user_key"), &["-t", "ed25519"]);
         ssh_keygen(
@@ -118,7 +132,7 @@ impl Machine {
             "HostKey {0}/sshd_key\nAuthorizedKeysFile {0}/authorized_keys\nStrictModes no\n\
              UsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPidFile none\nLogLevel VERBOSE\n\
-             SetEnv PATH={0}/{bin}:/usr/bin:/bin\n",
+             SetEnv PATH={0}/{bin}:/usr/bin:/bin XDG_RUNTIME_DIR={0}\n",
             dir.path().display()
         );
         std::fs::write(at("sshd_config"), sshd_config).unwrap();
@@ -172,13 +186,25 @@ impl Machine {
         command
     }
 
-    /// Requires that nothing runs there any more.
+    /// Requires that nothing runs there any more, and that no server left its folder.
     fn ends_quietly(self) {
         self.sshd.all_ended();
         let mine = self.dir.path().to_str().unwrap().to_owned();
         // The server ends by itself when its session does.
         for pid in processes_of(&mine) {
             wait_gone(pid);
+        }
+        let folder = if is_root() {
+            Path::new("/run")
+        } else {
+            self.dir.path()
+        };
+        for pid in std::fs::read_to_string(self.at("pids"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let left = folder.join(format!("bowline-stdio-{pid}"));
+            assert!(!left.exists(), "{}", left.display());
         }
     }
 }
@@ -336,7 +362,8 @@ fn what_ssh_asks_a_person_can_answer() {
     terminal.expect("Enter passphrase for key");
     terminal.expect(": ");
     assert!(!terminal.echoes());
-    terminal.type_in("\u{3}");
+    // ssh misses a signal that comes before it waits for the answer, as no person's would; so it gets one.
+    terminal.type_in("\u{3}\n");
     let (status, shown) = terminal.end();
     assert_eq!(status.signal(), Some(2), "{shown}");
     machine.ends_quietly();
@@ -353,6 +380,51 @@ fn a_machine_without_bowline_is_told_as_that() {
     );
     // It is tried once: ssh was not the problem.
     assert_eq!(machine.sshd.sessions.lock().unwrap().len(), 1);
+    machine.ends_quietly();
+}
+
+#[test]
+fn a_shell_that_talks_ahead_of_bowline_is_told_as_that() {
+    let machine = Machine::with("noisy");
+    let (_, err) = ended(&machine.run(&[], &["true"]), 255);
+    assert!(err.contains("[protocol_error]\n  hint: "), "{err}");
+    machine.ends_quietly();
+}
+
+#[test]
+fn a_host_key_that_ssh_does_not_know_is_asked_about_by_ssh() {
+    let machine = Machine::start();
+    std::fs::remove_file(machine.at("known_hosts")).unwrap();
+    let (_, err) = ended(&machine.run(&[], &["true"]), 255);
+    assert!(err.contains("Host key verification failed"), "{err}");
+    let mut terminal = Terminal::start(&machine.run(&[], &["echo", "in"]));
+    terminal.expect("continue connecting (yes/no");
+    terminal.expect("? ");
+    terminal.type_in("yes\n");
+    terminal.expect("in\r\n");
+    assert_eq!(terminal.end().0.code(), Some(0));
+    machine.ends_quietly();
+}
+
+#[test]
+fn the_other_commands_go_over_ssh_too() {
+    let machine = Machine::start();
+    let command = |args: &[&str]| {
+        let run = machine.run(&[], &[]);
+        let mut command = Command::new(bowline());
+        command
+            .args(args)
+            .envs(run.get_envs().filter_map(|(k, v)| Some((k, v?))));
+        command
+            .env_remove("SSH_AUTH_SOCK")
+            .env_remove("XDG_CONFIG_HOME");
+        command
+    };
+    let (out, _) = ended(&command(&["ping", "ssh:box", "-c", "3", "--job"]), 0);
+    assert!(out.contains("median"), "{out}");
+    ended(&command(&["jobs", "ssh:box"]), 0);
+    let (_, err) = ended(&command(&["trust", "ssh:box"]), 2);
+    assert!(err.contains("no host key"), "{err}");
     machine.ends_quietly();
 }
 
