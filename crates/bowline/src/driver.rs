@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::net::Socket;
 
 /// One read from a socket, in bytes.
-const READ_BYTES: usize = 128 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 /// Plain bytes that may wait to be looked at; one frame always fits.
 const INPUT_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Output buffers larger than this are given back once they are empty.

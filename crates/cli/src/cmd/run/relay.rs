@@ -135,6 +135,8 @@ impl Relay {
         tokio::select! {
             signal = signals.next() => Next::Signal(signal),
             () = self.written.changed() => Next::Written,
+            () = self.stdout.sink.writable(), if self.stdout.sink.is_waiting() => Next::Written,
+            () = self.stderr.sink.writable(), if self.stderr.sink.is_waiting() => Next::Written,
             happening = connection.next(), if !over => Next::Server(happening),
             () = readable(stdin), if stdin.is_some() => Next::Stdin,
         }
@@ -155,7 +157,10 @@ impl Relay {
                 }
             }
             Next::Stdin => self.send_stdin(connection, channel),
-            Next::Written => {}
+            Next::Written => {
+                self.stdout.sink.pump();
+                self.stderr.sink.pump();
+            }
         }
         self.account(connection, channel);
         Ok(None)

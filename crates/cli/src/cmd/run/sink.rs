@@ -1,22 +1,38 @@
 //! Where output goes: the client's own stdout and stderr.
 //!
 //! These descriptors are shared with whoever started us, so they are never set
-//! to non-blocking. A small piece is written at once where poll(2) says that it
-//! will not block; everything else goes through a thread of the stream's own,
-//! so that a stopped reader of one stream stops neither the other nor signals.
+//! to non-blocking. A pipe or a socket is written with RWF_NOWAIT (pwritev2(2)),
+//! which is the same for one call alone, and waited for where it is full. For
+//! everything else, such as a terminal, a small piece is written at once where
+//! poll(2) says that it will not block, and the rest goes through a thread of
+//! the stream's own. A stopped reader of one stream stops neither the other nor
+//! signals.
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::FileType;
+use rustix::io::ReadWriteFlags;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 /// A pipe that is writable takes at least this without blocking (PIPE_BUF, pipe(7)).
 const AT_ONCE_BYTES_MAX: usize = 4096;
+
+/// Pieces in one call.
+const PIECES_AT_ONCE: usize = 16;
+/// A pipe that much goes through gets this capacity, in bytes: fewer switches
+/// between us and its reader. Linux's default limit for users (pipe(7)).
+const PIPE_BYTES: usize = 1024 * 1024;
+/// So much makes it worth the while.
+const MUCH_BYTES: u64 = 512 * 1024;
 
 /// What the writing threads of a client tell its loop.
 #[derive(Debug, Default)]
@@ -56,6 +72,12 @@ pub(super) struct Sink {
     fd: BorrowedFd<'static>,
     written: Arc<Written>,
     progress: Arc<Progress>,
+    /// Pieces that wait for the descriptor; used while it takes RWF_NOWAIT.
+    queue: VecDeque<Piece>,
+    nowait: bool,
+    /// Tells when a full pipe takes more.
+    room: Option<pipe::Sender>,
+    enlarged: bool,
     writer: Option<Writer>,
     /// Counted at once, without the thread.
     direct: u64,
@@ -66,10 +88,15 @@ pub(super) struct Sink {
 
 impl Sink {
     pub(super) fn new(fd: BorrowedFd<'static>, written: Arc<Written>) -> Self {
+        let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
         Self {
             fd,
             written,
             progress: Arc::default(),
+            queue: VecDeque::new(),
+            nowait: matches!(kind, Ok(FileType::Fifo | FileType::Socket)),
+            room: None,
+            enlarged: false,
             writer: None,
             direct: 0,
             put: 0,
@@ -82,6 +109,107 @@ impl Sink {
     /// waiting is bounded by the stream's window, which only [`Self::arrived`] opens.
     pub(super) fn put(&mut self, text: Bytes, counts: u64) {
         self.put = self.put.saturating_add(counts);
+        if self.failed.is_some() {
+            return;
+        }
+        let piece = Piece { text, counts };
+        if self.nowait {
+            self.queue.push_back(piece);
+            self.pump();
+        } else {
+            self.put_waiting(piece);
+        }
+    }
+
+    /// Writes what waits, as much as the descriptor takes.
+    pub(super) fn pump(&mut self) {
+        while self.nowait && !self.queue.is_empty() && self.failed.is_none() {
+            match self.write_some() {
+                Ok(()) => {}
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    if self.wait_for_room().is_ok() {
+                        return;
+                    }
+                    self.give_up_nowait();
+                }
+                // Not every kind of pipe and socket knows the flag.
+                Err(
+                    rustix::io::Errno::OPNOTSUPP
+                    | rustix::io::Errno::INVAL
+                    | rustix::io::Errno::NOSYS
+                    | rustix::io::Errno::SPIPE,
+                ) => self.give_up_nowait(),
+                Err(error) => self.failed = Some(error.into()),
+            }
+        }
+    }
+
+    /// Waits until a descriptor that was full takes more.
+    ///
+    /// # Cancel safety
+    /// Nothing is written here.
+    pub(super) async fn writable(&self) {
+        let Some(room) = &self.room else {
+            return std::future::pending().await;
+        };
+        while room.ready(Interest::WRITABLE).await.is_ok() && !self.is_writable() {
+            // Clears the readiness, unless news of it came in between.
+            let _ = room.try_io(|| match self.is_writable() {
+                true => Ok(()),
+                false => Err::<(), _>(io::ErrorKind::WouldBlock.into()),
+            });
+        }
+    }
+
+    /// Whether [`Self::writable`] is to be waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.nowait && !self.queue.is_empty() && self.failed.is_none()
+    }
+
+    fn write_some(&mut self) -> rustix::io::Result<()> {
+        let mut parts = [IoSlice::new(&[]); PIECES_AT_ONCE];
+        let mut count = 0;
+        for (part, piece) in parts.iter_mut().zip(&self.queue) {
+            *part = IoSlice::new(&piece.text);
+            count += 1;
+        }
+        let parts = parts.get(..count).unwrap_or_default();
+        // An offset of -1 is none at all.
+        let mut len = rustix::io::pwritev2(self.fd, parts, u64::MAX, ReadWriteFlags::NOWAIT)?;
+        while let Some(piece) = self.queue.front_mut() {
+            if len < piece.text.len() {
+                piece.text.advance(len);
+                break;
+            }
+            len -= piece.text.len();
+            self.direct = self.direct.saturating_add(piece.counts);
+            self.queue.pop_front();
+        }
+        if !self.enlarged && self.direct > MUCH_BYTES {
+            self.enlarged = true;
+            // Over the user's limit, or where it is no pipe, it stays as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(self.fd, PIPE_BYTES);
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        if self.room.is_none() {
+            let fd = self.fd.try_clone_to_owned()?;
+            self.room = Some(pipe::Sender::from_owned_fd_unchecked(fd)?);
+        }
+        Ok(())
+    }
+
+    fn give_up_nowait(&mut self) {
+        self.nowait = false;
+        for piece in std::mem::take(&mut self.queue) {
+            self.put_waiting(piece);
+        }
+    }
+
+    fn put_waiting(&mut self, Piece { text, counts }: Piece) {
         if self.failed.is_some() {
             return;
         }
