@@ -114,10 +114,7 @@ impl Agent {
         command.env("SSH_AUTH_SOCK", &self.socket);
         let askpass = self._dir.path().join("askpass");
         if let Some(passphrase) = passphrase {
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::write(&askpass, format!("#!/bin/sh\necho '{passphrase}'\n")).unwrap();
-            let mode = std::fs::Permissions::from_mode(0o700);
-            std::fs::set_permissions(&askpass, mode).unwrap();
+            script(&askpass, &format!("echo '{passphrase}'"));
             command
                 .env("SSH_ASKPASS", &askpass)
                 .env("SSH_ASKPASS_REQUIRE", "force");
@@ -157,6 +154,24 @@ impl Drop for Agent {
 pub(crate) fn passable(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Puts a copy of a program somewhere. Another process writes it: a fork of this
+/// one that happens meanwhile would hold it open for writing, and nobody could
+/// execute it until then (execve(2), ETXTBSY).
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(from).arg(to);
+    let done = install.output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+/// Makes a program of a shell's script.
+pub(crate) fn script(path: &Path, text: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
+    copy_program(&source, path);
+    std::fs::remove_file(source).unwrap();
 }
 
 /// `bowline run [flags] TARGET -- argv` of somebody with this home.

@@ -229,8 +229,6 @@ mod tests {
         let key = server.home().join(".ssh/id_ed25519");
         ssh_keygen(&key, &["-t", "ed25519", "-a", "4", "-N", "phrase"]);
         let_in(&server, &std::fs::read_to_string(public(&key)).unwrap());
-        let before = Terminal::start(&server.run(&[], &["true"])).echoes();
-        assert!(before);
         let mut terminal = Terminal::start(&server.run(&[], &["true"]));
         terminal.expect("id_ed25519: ");
         assert!(!terminal.echoes());

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Serving, ended, passable, public, run_at, ssh_keygen};
+use super::{Serving, copy_program, ended, passable, public, run_at, ssh_keygen};
 use crate::server::{bowline, is_root};
 
 /// A uid that passwd does not know, as in a container that was given a number.
@@ -38,7 +38,7 @@ fn as_user(uid: u32, home: &Path) -> Command {
     // The folder that it was built in may be closed to others.
     let program = home.with_file_name("bowline");
     if !program.exists() {
-        std::fs::copy(bowline(), &program).unwrap();
+        copy_program(&bowline(), &program);
     }
     let mut command = Command::new("setpriv");
     command

@@ -4,14 +4,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::{ended, public, ssh_keygen, text};
+use super::{ended, public, script, ssh_keygen, text};
 use crate::run::wait_gone;
 use crate::server::{bowline, children_of, is_root, signal_process};
 use crate::terminal::Terminal;
@@ -112,12 +111,11 @@ impl Machine {
             ("noisy/bowline", "echo Welcome".to_owned()),
         ];
         for (name, first) in programs {
-            let script = format!(
-                "#!/bin/sh\n{first}\nexec '{}' \"$@\"\n",
-                bowline().display()
+            let program = bowline();
+            script(
+                &at(name),
+                &format!("{first}\nexec '{}' \"$@\"", program.display()),
             );
-            std::fs::write(at(name), script).unwrap();
-            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         ssh_keygen(&at("sshd_key"), &["-t", "ed25519"]);
         ssh_keygen(&at("user_key"), &["-t", "ed25519"]);
@@ -141,13 +139,9 @@ impl Machine {
         std::fs::write(at("known_hosts"), format!("box {known}")).unwrap();
         let machine = Machine { dir, sshd };
         machine.configure("user_key");
-        let wrapper = format!(
-            "#!/bin/sh\nexec /usr/bin/ssh -F {}/ssh_config \"$@\"\n",
-            machine.dir.path().display()
-        );
-        let ssh = machine.at("client/ssh");
-        std::fs::write(&ssh, wrapper).unwrap();
-        std::fs::set_permissions(ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let config = machine.at("ssh_config");
+        let wrapper = format!("exec /usr/bin/ssh -F '{}' \"$@\"", config.display());
+        script(&machine.at("client/ssh"), &wrapper);
         machine
     }
 
