@@ -28,6 +28,16 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// What to do about an error, by its stable code.
 pub(crate) fn hint(code: &str, host: &str) -> Option<String> {
     Some(match code {
+        "connect_timeout" | "carrier_failed" if host.starts_with("ssh:") => {
+            "ssh is what connects: does `ssh` alone get there?".to_owned()
+        }
+        "protocol_error" if host.starts_with("ssh:") => {
+            "does the shell over there print something before it runs a command?".to_owned()
+        }
+        "carrier_not_found" => {
+            "is bowline installed there, in the PATH of an ssh session without a terminal?"
+                .to_owned()
+        }
         "connect_failed" | "connect_timeout" => {
             format!("is `bowline serve` running there? `ssh:{host}` needs no open port")
         }

@@ -164,11 +164,20 @@ impl Target {
     }
 }
 
+/// Starts ssh so that the keyboard's signals, which are for the job at the other
+/// end, do not end it. What it asks, it asks on the terminal that is also ours.
+/// A status of 127 is left to mean that there is no bowline over there.
+const START_SSH: &str = "trap '' INT QUIT
+command -v ssh >/dev/null || { echo 'bowline: there is no ssh in the PATH' >&2; exit 255; }
+exec ssh \"$@\"";
+
 /// The ssh that carries a session: no terminal, no escapes, nothing forwarded.
 fn ssh_command(user: Option<&str>, host: &str, port: Option<u16>) -> Vec<OsString> {
-    let mut argv: Vec<OsString> = ["ssh", "-T", "-x", "-a", "-e", "none"]
+    let mut argv: Vec<OsString> = ["/bin/sh", "-c", START_SSH]
+        .into_iter()
+        .chain(["ssh", "-T", "-x", "-a", "-e", "none"])
         .map(Into::into)
-        .into();
+        .collect();
     if let Some(port) = port {
         argv.extend(["-p".into(), port.to_string().into()]);
     }

@@ -217,7 +217,11 @@ async fn open(
     };
     let binding = match connection.exporter(EXPORTER_LABEL) {
         Some(exporter) => Binding::Exporter(exporter),
-        None => Binding::Nonce(connection.nonce().await?),
+        None => match connection.nonce().await {
+            Ok(nonce) => Binding::Nonce(nonce),
+            // How ssh ended says more than that it did.
+            Err(error) => return Err(connection.carrier_ended(error).await),
+        },
     };
     let mut offered = proofs.proofs(&binding, &user);
     offered.truncate(auth::PROOFS_MAX);
@@ -243,8 +247,10 @@ async fn unix(path: &std::path::Path) -> std::io::Result<UnixStream> {
     }
 }
 
-/// Starts the program that carries the connection. Its stderr stays ours: it
-/// is where ssh asks and complains.
+/// Starts the program that carries the connection. Its stderr and its terminal
+/// stay ours: that is where ssh asks and complains, and in another process group
+/// it would be stopped for asking. So a Ctrl-C reaches it too, and it must
+/// ignore that where the job alone is meant.
 fn command(argv: &[OsString]) -> Result<(Socket, Child), ClientError> {
     let (program, args) = argv.split_first().ok_or(ClientError::Closed)?;
     let failed = |source| ClientError::Command {
@@ -255,8 +261,6 @@ fn command(argv: &[OsString]) -> Result<(Socket, Child), ClientError> {
         .args(args)
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
-        // A Ctrl-C on the terminal is for the job at the other end, not for ssh.
-        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;

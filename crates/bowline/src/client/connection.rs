@@ -105,7 +105,7 @@ pub struct Connection {
     /// Starts that wait for the server's proof: argv and environment are secrets.
     held: VecDeque<(Start, Vec<u8>)>,
     /// Kept for as long as the connection: ssh, where it carries it.
-    _carrier: Option<Child>,
+    carrier: Option<Child>,
 }
 
 impl Connection {
@@ -117,7 +117,7 @@ impl Connection {
             granted: false,
             expected: None,
             held: VecDeque::new(),
-            _carrier: carrier,
+            carrier,
         }
     }
 
@@ -149,6 +149,18 @@ impl Connection {
         let mut bytes = [0; 32];
         hex::decode_to_slice(nonce?, &mut bytes).map_err(|_| SessionError::Protocol)?;
         Ok(bytes)
+    }
+
+    /// Puts the end of the program that carries the connection in the place of
+    /// an error that only says that the line broke.
+    pub(super) async fn carrier_ended(&mut self, error: ClientError) -> ClientError {
+        match &mut self.carrier {
+            Some(carrier) if error.is_broken_line() => match carrier.wait().await {
+                Ok(status) => ClientError::Carrier(status),
+                Err(_) => error,
+            },
+            _ => error,
+        }
     }
 
     pub(super) fn expect_proof(&mut self, proof: Option<ServerProof>) {

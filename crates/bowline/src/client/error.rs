@@ -29,6 +29,9 @@ pub enum ClientError {
         /// As execve(2).
         source: io::Error,
     },
+    /// The helper program ended before a server answered through it.
+    #[error("what carries the connection ended before a server answered ({0})")]
+    Carrier(std::process::ExitStatus),
     /// Nobody answered in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -61,6 +64,11 @@ impl ClientError {
         match self {
             Self::Connect { .. } => "connect_failed",
             Self::Command { .. } => "command_failed",
+            // POSIX's shells, so also those that ssh starts, say so of a missing program.
+            Self::Carrier(status) if matches!(status.code(), Some(126 | 127)) => {
+                "carrier_not_found"
+            }
+            Self::Carrier(_) => "carrier_failed",
             Self::Timeout(_) => "connect_timeout",
             Self::Wire(WireError::Io(_)) | Self::Closed => "connection_lost",
             Self::Wire(WireError::Tls(_)) | Self::Tls(_) => "tls_failed",

@@ -25,6 +25,12 @@ use crate::local::LocalServer;
 use crate::target::{Place, Target};
 use crate::terminal::Terminal;
 
+/// As long as sshd waits for a person's password by default (sshd_config(5), LoginGraceTime).
+const SSH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often a person may take longer over an answer than the server waits: each is asked for only once.
+const TOO_SLOW_MAX: u32 = 4;
+
 /// The flags of every command that connects.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlags {
@@ -37,9 +43,9 @@ pub(crate) struct ConnectFlags {
     /// Prove yourself with a shared secret instead of a key
     #[arg(long, value_name = "FILE", conflicts_with = "identity")]
     pub(crate) secret_file: Option<PathBuf>,
-    /// Give up when there is no connection after this time
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration::parse)]
-    pub(crate) connect_timeout: Duration,
+    /// Give up when there is no connection after this time (default: 15s; over ssh, which may ask, 2m)
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub(crate) connect_timeout: Option<Duration>,
 }
 
 /// Everything that is needed to connect, and to connect again.
@@ -49,6 +55,8 @@ pub(crate) struct Dialer {
     proofs: Proving,
     trust: Box<dyn HostTrust>,
     options: Options,
+    /// How often the server would not wait any longer for a person's answer.
+    too_slow: u32,
     /// The server of the target `local`, for as long as it is dialled.
     local: Option<LocalServer>,
 }
@@ -61,11 +69,13 @@ impl Dialer {
         user: Option<&str>,
         flags: &ConnectFlags,
     ) -> anyhow::Result<Self> {
-        let options = Options {
-            timeout: flags.connect_timeout,
-            ..Options::default()
-        };
+        let mut options = Options::default();
         let mut target = Target::parse(target, &ClientConfig::load()?)?;
+        options.timeout = match (flags.connect_timeout, &target.place) {
+            (Some(timeout), _) => timeout,
+            (None, Place::Ssh { .. }) => SSH_TIMEOUT,
+            (None, _) => options.timeout,
+        };
         if target.place == Place::Local {
             return Self::local(user, options);
         }
@@ -98,6 +108,7 @@ impl Dialer {
             proofs,
             trust: Box::new(trust),
             options,
+            too_slow: 0,
             local: None,
         })
     }
@@ -112,6 +123,7 @@ impl Dialer {
             proofs: Proving::Fresh(key),
             trust: Box::new(trust),
             options,
+            too_slow: 0,
             local: Some(local),
         })
     }
@@ -136,7 +148,7 @@ impl Dialer {
     pub(crate) async fn enter(&mut self) -> Result<Connection, ClientError> {
         loop {
             match self.try_enter().await {
-                Err(error) if self.has_other_proofs(&error) => {}
+                Err(error) if self.may_dial_again(&error) => {}
                 entered => return entered,
             }
         }
@@ -150,10 +162,17 @@ impl Dialer {
         Ok(connection)
     }
 
-    /// Whether the next [`Self::dial`] would offer keys that the server, which
-    /// let nobody in for the last ones, has not seen.
-    pub(crate) fn has_other_proofs(&mut self, error: &ClientError) -> bool {
-        error.code() == "not_authenticated" && self.proofs.advance()
+    /// Whether another [`Self::dial`] may end better: it would offer keys that the
+    /// server has not seen, or the answers that a person took too long to give.
+    pub(crate) fn may_dial_again(&mut self, error: &ClientError) -> bool {
+        match error.code() {
+            "not_authenticated" => self.proofs.advance(),
+            "auth_timeout" => {
+                self.too_slow += 1;
+                self.too_slow <= TOO_SLOW_MAX
+            }
+            _ => false,
+        }
     }
 
     /// Ends what was started for the sake of the connection.

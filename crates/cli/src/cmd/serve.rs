@@ -31,15 +31,9 @@ use crate::keeper::{self, GateCommand, HostKeySigner, Reload, Setup};
 /// Connections that the kernel holds for the gate; it takes less where
 /// net.core.somaxconn is lower.
 const BACKLOG: i32 = 4096;
-/// What a service manager tells this process alone.
-const NOT_INHERITED: [&str; 6] = [
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_FDNAMES",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
+/// What the gate gets of this process's environment. It reads the network, so
+/// whatever else an administrator's shell may hold is none of its business.
+const FOR_THE_GATE: [&str; 4] = ["BOWLINE_LOG", "NO_COLOR", "RUST_BACKTRACE", "TZ"];
 
 /// What `bowline serve` was asked to do.
 pub(crate) struct Serve {
@@ -143,8 +137,10 @@ fn gate_command(workers: u16, verbose: u8) -> anyhow::Result<GateCommand> {
         workers.to_string().into(),
     ];
     argv.extend((0..verbose).map(|_| "-v".into()));
-    let variables =
-        std::env::vars_os().filter(|(name, _)| !NOT_INHERITED.iter().any(|n| name == n));
+    let variables = FOR_THE_GATE.iter().filter_map(|&name| {
+        let value = std::env::var_os(name)?;
+        Some((OsString::from(name), value))
+    });
     let variables = variables.map(|(name, value)| [name, value].join("=".as_ref()));
     Ok(GateCommand {
         argv: argv.into_iter().map(c_string).collect::<Result<_, _>>()?,

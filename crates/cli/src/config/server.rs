@@ -156,7 +156,12 @@ impl ServerConfig {
             _ => machine.state_dir.clone(),
         };
         let record_dir = absolute_or(file.record.dir.clone(), "record.dir", machine, || {
-            state_dir.join("record")
+            // What ran over stdio stays on the record when the session's folder is gone. Root's gate
+            // is somebody else, who cannot reach the usual folder unless a server has made it.
+            match flags.stdio && flags.state_dir.is_none() && !machine.root {
+                true => machine.state_dir.join("record"),
+                false => state_dir.join("record"),
+            }
         })?;
         let secrets = file.secret.into_iter().map(|secret| {
             let path = absolute("secret.file", secret.file, machine)?;

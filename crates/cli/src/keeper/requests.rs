@@ -154,6 +154,11 @@ impl Keeper {
     }
 
     fn gate_ready(&mut self) {
+        // It speaks, so it has left the memory that it was cloned in.
+        if let Some(mut pending) = self.gate.as_mut().and_then(|gate| gate.pending.take()) {
+            pending.progress();
+            self.stacks.give_back(pending);
+        }
         if !self.ready_told {
             self.ready_told = true;
             shutdown::notify(&[sd_notify::NotifyState::Ready]);

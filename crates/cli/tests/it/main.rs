@@ -9,6 +9,7 @@ mod scenarios;
 mod secret;
 mod serve;
 mod server;
+mod stranger;
 mod terminal;
 mod tidy;
 mod units;

@@ -5,6 +5,7 @@ mod accounts;
 mod grants;
 mod hosts;
 mod keys;
+mod ssh_target;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

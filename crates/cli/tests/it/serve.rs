@@ -41,6 +41,11 @@ fn a_service_manager_passes_sockets_and_is_told() {
         .arg(dir.path().join("authorized_keys"))
         .env("NOTIFY_SOCKET", dir.path().join("notify"))
         .env("HOME", dir.path())
+        .env("BOWLINE_LOG", "warn")
+        .env("TOKEN", "secret")
+        .env_remove("NO_COLOR")
+        .env_remove("RUST_BACKTRACE")
+        .env_remove("TZ")
         .env_remove("XDG_CONFIG_HOME")
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::piped())
@@ -51,11 +56,14 @@ fn a_service_manager_passes_sockets_and_is_told() {
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, format!("listening tcp://{address}\n"));
     assert_eq!(told(&manager).trim(), "READY=1");
-    // What the manager says is for the keeper alone, and its socket for the gate too.
+    // What the manager says is for the keeper alone, and so is all else that it was started with.
     let (gate, _) = children_of(child.id()).remove(0);
-    let environment = std::fs::read(format!("/proc/{gate}/environ")).unwrap_or_default();
+    let environment = std::fs::read(format!("/proc/{gate}/environ")).unwrap();
     let environment = String::from_utf8_lossy(&environment);
-    assert!(!environment.contains("LISTEN_") && !environment.contains("NOTIFY_SOCKET"));
+    let names = environment
+        .split_terminator('\0')
+        .map(|var| var.split('=').next().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ["BOWLINE_LOG"]);
     // It accepts, and speaks TLS: a client without a key gets as far as the host key.
     let mut client = std::net::TcpStream::connect(address).unwrap();
     client

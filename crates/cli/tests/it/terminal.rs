@@ -147,6 +147,7 @@ impl Drop for Terminal {
 }
 
 mod tests {
+    use std::io::{BufRead, BufReader};
     use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
     use std::process::Command;
@@ -248,6 +249,42 @@ mod tests {
         terminal.type_in(CTRL_C);
         let (status, shown) = terminal.end();
         assert_eq!(status.code(), Some(130), "{shown}");
+    }
+
+    #[test]
+    fn a_person_may_think_for_longer_than_the_server_waits() {
+        let (said, says) = std::io::pipe().unwrap();
+        let server = Server::start_with(|command, dir| {
+            let config = dir.join("server.toml");
+            std::fs::write(&config, "[limits]\nauth_timeout = \"500ms\"\n").unwrap();
+            command.arg("-v").arg("--config").arg(config).stderr(says);
+        });
+        let mut said = BufReader::new(said).lines();
+        let mut gave_up = || {
+            let mut lines = said.by_ref().map(Result::unwrap);
+            assert!(lines.any(|line| line.contains("authentication took too long")));
+        };
+        std::fs::remove_file(server.home().join(".config/bowline/known_hosts")).unwrap();
+        forget_key(&server);
+        let key = server.home().join(".ssh/id_ed25519");
+        ssh_keygen(&key, &["-t", "ed25519", "-a", "4", "-N", "phrase"]);
+        let_in(&server, &std::fs::read_to_string(public(&key)).unwrap());
+        let mut terminal = Terminal::start(&server.run(&[], &["echo", "in"]));
+        terminal.expect("the fingerprint) ");
+        gave_up();
+        terminal.type_in("yes\n");
+        terminal.expect("id_ed25519: ");
+        terminal.type_in("phrase\n");
+        terminal.expect("in\r\n");
+        let (status, shown) = terminal.end();
+        assert_eq!(status.code(), Some(0), "{shown}");
+        assert!(!shown.contains("bowline:"), "{shown}");
+        let mut terminal = Terminal::start(&server.run(&[], &["echo", "in"]));
+        terminal.expect("id_ed25519: ");
+        gave_up();
+        terminal.type_in("phrase\n");
+        let (status, shown) = terminal.end();
+        assert_eq!(status.code(), Some(0), "{shown}");
     }
 
     #[test]

@@ -126,6 +126,9 @@ impl Session {
 
     /// Forgets a channel whose end has come; a client calls it after `exit` or
     /// `refused`. Says whether it was open.
+    ///
+    /// The growth of its windows is free for others then: a caller that still holds
+    /// output of it bounds that by itself.
     pub fn close(&mut self, channel: Channel) -> bool {
         let Some(attachment) = self.channels.remove(&channel.0) else {
             return false;

@@ -122,7 +122,7 @@ async fn attempts(
                 }
             }
         };
-        if !relay.started() && dialer.has_other_proofs(&error) {
+        if !relay.started() && dialer.may_dial_again(&error) {
             relay.rewind();
             continue;
         }

@@ -296,3 +296,38 @@ fn a_job_that_started_while_the_gate_died_is_adopted() {
         world.gate.settle();
     }
 }
+
+#[test]
+fn each_worker_hears_of_its_own_jobs() {
+    let mut world = World::with(Options {
+        workers: 2,
+        ..Options::default()
+    });
+    let grant = world.gate.authenticate(1, "").unwrap().token;
+    let start = |request, job| ToKeeper::Start {
+        request,
+        grant,
+        job,
+        spec: crate::ipc::SpecPlace::Inline(spec(&["sleep", "1000"])),
+    };
+    let (first, second) = (job_id(), job_id());
+    let send = |world: &World, worker: usize, message: &ToKeeper| {
+        crate::ipc::packet::send(&world.gate.workers[worker], message, &[]).unwrap();
+    };
+    send(&world, 1, &start(5, second));
+    let (answer, fds) = world.gate.receive(1);
+    assert!(matches!(answer, ToGate::Started { request: 5, job, .. } if job == second));
+    assert_eq!(fds.len(), 2);
+    send(&world, 0, &start(6, first));
+    assert!(matches!(world.gate.answer(6, false), Answer::Started(_)));
+    // Whoever asks for its end, the worker that started it is told.
+    world.gate.end(second, Cause::Disconnected, Signal::KILL);
+    let (ended, _) = world.gate.receive(1);
+    assert!(matches!(ended, ToGate::Ended { job, .. } if job == second));
+    // After the gate's death all of it is the first worker's.
+    world.gate.kill();
+    world.next_gate();
+    world.gate.adopt(2);
+    world.gate.end(first, Cause::Disconnected, Signal::KILL);
+    world.gate.ended(first);
+}

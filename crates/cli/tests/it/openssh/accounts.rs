@@ -262,3 +262,34 @@ fn root_serves_the_accounts_that_are_listed() {
     account.tool("usermod", &["-p", "!*"], &[]);
     ended(&run(&serving, name, &["true"]), 0);
 }
+
+#[test]
+fn over_a_unix_socket_the_uid_decides() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let home = home_of(BARE_UID, dir.path());
+    let other_dir = tempfile::tempdir().unwrap();
+    let other = home_of(BARE_UID + 1, other_dir.path());
+    let socket = dir.path().join("home/socket");
+    let target = format!("unix:{}", socket.display());
+    let mut serve = as_user(BARE_UID, &home);
+    serve.args(["serve", "--listen", "127.0.0.1:0", "--listen", &target]);
+    let serving = Serving::start(serve, dir.path());
+    let run = |uid: u32, home: &Path| {
+        let mut command = as_user(uid, home);
+        command.args(["run", &target, "--", "id", "-u"]);
+        command
+    };
+    // No key is needed by who is known to the kernel.
+    std::fs::remove_dir_all(home.join(".ssh")).unwrap();
+    assert_eq!(ended(&run(BARE_UID, &home), 0).0, format!("{BARE_UID}\n"));
+    let (_, err) = ended(&run(BARE_UID + 1, &other), 255);
+    assert!(err.contains("[connect_failed]"), "{err}");
+    // Also where the socket's own mode would not keep them out.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let (_, err) = ended(&run(BARE_UID + 1, &other), 255);
+    assert!(err.contains("[not_authenticated]"), "{err}");
+    drop(serving);
+}

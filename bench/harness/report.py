@@ -1,0 +1,105 @@
+"""Values into a table and a JSON file."""
+
+import json
+import statistics
+
+COLUMNS = "| line | peer | median | min | max | ratio to the reference |\n"
+
+
+class Results:
+    """Values of each line and peer, in the order in which they were first measured."""
+
+    def __init__(self):
+        self.values = {}
+        self.notes = {}
+        self.lines = {}
+
+    def line(self, line, unit, better):
+        self.lines[line] = {"unit": unit, "better": better}
+
+    def add(self, line, peer, value, note=None):
+        self.values.setdefault(line, {}).setdefault(peer, []).append(value)
+        if note:
+            self.notes.setdefault(line, {})[peer] = note
+
+    def fail(self, line, peer, why):
+        self.notes.setdefault(line, {})[peer] = f"failed: {why}"
+
+    def ratio(self, line, peer):
+        """How many times the reference's value; None where one is not measured."""
+        values = self.values.get(line, {})
+        reference = values.get("reference")
+        if not reference or peer not in values or not statistics.median(reference):
+            return None
+        return statistics.median(values[peer]) / statistics.median(reference)
+
+    def rows(self):
+        for line, about in self.lines.items():
+            peers = dict(self.values.get(line, {}))
+            for peer in self.notes.get(line, {}):
+                peers.setdefault(peer, [])
+            for peer, values in peers.items():
+                yield {
+                    "line": line,
+                    "peer": peer,
+                    **about,
+                    "values": values,
+                    "median": statistics.median(values) if values else None,
+                    "min": min(values, default=None),
+                    "max": max(values, default=None),
+                    "ratio": self.ratio(line, peer),
+                    "note": self.notes.get(line, {}).get(peer),
+                }
+
+    def not_measured(self, peers):
+        """Lines that lack one of these peers, for --check."""
+        for line in self.lines:
+            for peer in peers:
+                values = self.values.get(line, {}).get(peer, [])
+                if not values or not all(isinstance(value, (int, float)) for value in values):
+                    yield f"{line}: {peer}: {self.notes.get(line, {}).get(peer, 'no value')}"
+
+
+def number(value):
+    if value is None:
+        return "–"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def table(results):
+    text = COLUMNS + "| --- | --- | --- | --- | --- | --- |\n"
+    last = None
+    for row in results.rows():
+        name = f"{row['line']}, {row['unit']}" if row["line"] != last else ""
+        last = row["line"]
+        ratio = number(row["ratio"])
+        peer = f"**{row['peer']}**" if row["peer"] == "bowline" else row["peer"]
+        figures = " | ".join(number(row[key]) for key in ("median", "min", "max"))
+        note = f" ({row['note']})" if row["note"] else ""
+        text += f"| {name} | {peer} | {figures} | {ratio}{note} |\n"
+    return text
+
+
+def markdown(about, results):
+    machine = about["machine"]
+    text = f"# {about['date']}, bowline {about['commit']}\n\n"
+    text += f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib']} MiB, "
+    text += f"Linux {machine['kernel']}, {machine['system']}; client and server on this one machine.\n"
+    text += f"{about['rounds']} rounds, interleaved; nice {machine['nice']}. "
+    text += "Before the lines others used "
+    text += ", ".join(f"{part:.0%}" for part in about["busy"].values()) + " of the CPU time; "
+    text += f"load at the end {about['load']}.\n\n"
+    text += table(results)
+    text += "\n## Versions\n\n"
+    text += "".join(f"- {name}: {version}\n" for name, version in about["versions"].items())
+    text += "\n## Commands\n\n```\n" + "\n".join(about["commands"]) + "\n```\n"
+    return text
+
+
+def write(folder, stamp, about, results):
+    folder.mkdir(exist_ok=True)
+    data = {**about, "rows": list(results.rows())}
+    (folder / f"{stamp}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / f"{stamp}.md").write_text(markdown(about, results))
