@@ -48,24 +48,42 @@ impl HostTrust for Hosts {
         match judge(&database, host, port, &key)? {
             true => Ok(()),
             false if self.proven_otherwise => Ok(()),
-            false => match self.mode {
-                Trust::Strict => Err(unknown(host, port, &key)),
-                Trust::New => {
-                    pin(&mut database, host, port, &key)?;
-                    let name = name(host, port);
-                    eprintln!(
-                        "bowline: {name} is new; pinned its host key {}",
-                        fingerprint(&key)
-                    );
-                    Ok(())
+            false => self.decide(&mut database, host, port, &key),
+        }
+    }
+}
+
+impl Hosts {
+    /// What becomes of a key that nothing is known about.
+    fn decide(
+        &self,
+        database: &mut HostDatabase,
+        host: &str,
+        port: u16,
+        key: &PublicKey,
+    ) -> Result<(), HostKeyError> {
+        // The host may well be in a file that others could have written.
+        for error in database.unusable() {
+            let said = crate::exit::chain(error);
+            eprintln!("bowline: {said} [known_hosts_unusable]");
+        }
+        match self.mode {
+            Trust::Strict => Err(unknown(host, port, key)),
+            Trust::New => {
+                pin(database, host, port, key)?;
+                let name = name(host, port);
+                eprintln!(
+                    "bowline: {name} is new; pinned its host key {}",
+                    fingerprint(key)
+                );
+                Ok(())
+            }
+            Trust::Ask => {
+                if !ask(host, port, key).unwrap_or(false) {
+                    return Err(unknown(host, port, key));
                 }
-                Trust::Ask => {
-                    if !ask(host, port, &key).unwrap_or(false) {
-                        return Err(unknown(host, port, &key));
-                    }
-                    pin(&mut database, host, port, &key)
-                }
-            },
+                pin(database, host, port, key)
+            }
         }
     }
 }

@@ -13,8 +13,9 @@ mod client;
 mod end;
 mod jobs;
 mod keeper;
+mod lists;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -25,9 +26,9 @@ use bowline_proto::id::JobId;
 use bowline_proto::limits::PROTOCOL;
 use bowline_proto::message::{Hello, JobRow, Refused, Signal};
 use bowline_proto::session::{Outbox, ServerHandshake, Session};
-use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use self::lists::Lists;
 use super::job::Job;
 use super::limits::Admitted;
 use super::link::Mail;
@@ -39,14 +40,8 @@ use crate::ipc::{Cause, Granted, RefuseCode, Scope, Source, ToKeeper};
 const TURNS_MAX: u32 = 32;
 /// How long the last words may take, and how long the peer is waited for behind them.
 const CLOSING: Duration = Duration::from_secs(2);
-/// Lists that wait for the record.
-const LISTS_MAX: usize = 4;
 /// Signals that wait for a job to be started.
 const EARLY_SIGNALS_MAX: usize = 16;
-/// Jobs in one answer, where the client does not say.
-const LIST_COUNT: u32 = 50;
-/// Jobs in one answer at most.
-const LIST_COUNT_MAX: u32 = 10_000;
 /// The longest command in a list, as JSON.
 const ROW_COMMAND_BYTES_MAX: usize = 256;
 
@@ -78,7 +73,7 @@ pub(super) struct Connection {
     phase: Phase,
     nonce: Option<[u8; 32]>,
     jobs: BTreeMap<u32, Job>,
-    lists: VecDeque<oneshot::Receiver<Vec<Row>>>,
+    lists: Lists,
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
     draining: bool,
@@ -123,7 +118,7 @@ impl Connection {
             phase: Phase::Handshake(Box::new(ServerHandshake::new(&hello))),
             nonce,
             jobs: BTreeMap::new(),
-            lists: VecDeque::new(),
+            lists: Lists::default(),
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
             admitted,

@@ -254,7 +254,7 @@ fn select(
     count: u32,
 ) -> rusqlite::Result<Vec<Row>> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, user, proof, source, command, cwd, asked_ms, pid, started_ms, ended_ms,
+        "SELECT id, user, proof, source, substr(command, 1, 300), NULL, asked_ms, pid, started_ms, ended_ms,
                 outcome, code, signal, core_dumped, error
          FROM jobs WHERE user = ?1 AND (?2 OR outcome IS NULL)
          ORDER BY asked_ms DESC LIMIT ?3",

@@ -96,6 +96,13 @@ pub(super) fn command(spec: &JobSpec) -> String {
     text
 }
 
+/// A working directory for a person to read, cut where it is longer than any can be.
+pub(super) fn place_name(cwd: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(cwd).into_owned();
+    cut(&mut text, COMMAND_BYTES_MAX);
+    text
+}
+
 /// Shortens a text to at most `max` bytes, marked with an ellipsis.
 pub(super) fn cut(text: &mut String, max: usize) {
     if text.len() > max {

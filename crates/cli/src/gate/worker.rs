@@ -221,8 +221,10 @@ impl Worker {
         let (admitted, refusal) = match self.shared.door.admit(address) {
             Ok(admitted) => (admitted, None),
             Err(refusal) => {
+                // A flood must not fill the log too: those who cannot be told are not named.
+                let told = self.shared.door.turn_away()?;
                 tracing::warn!(source = %Shown(&source), %refusal, "a connection is turned away");
-                (self.shared.door.turn_away()?, Some(refusal))
+                (told, Some(refusal))
             }
         };
         let nonce = match source {

@@ -152,7 +152,8 @@ fn asked_command(spec: &JobSpec) -> Vec<u8> {
 }
 
 fn quote(argument: &[u8]) -> Vec<u8> {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(byte);
+    // Not `=`: in front of a command it would make an assignment of an argument.
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:@%+,".contains(byte);
     if !argument.is_empty() && argument.iter().all(plain) {
         return argument.to_vec();
     }
@@ -232,6 +233,7 @@ mod tests {
             .unwrap();
         let expected: Vec<u8> = argv.iter().flat_map(|a| [a, &b"\0"[..]].concat()).collect();
         assert_eq!(shell.stdout, expected);
-        assert_eq!(asked_command(&spec(&[b"ls", b"-l", b"a=b"])), b"ls -l a=b");
+        assert_eq!(asked_command(&spec(&[b"ls", b"-l", b"/a"])), b"ls -l /a");
+        assert_eq!(asked_command(&spec(&[b"a=b", b"ls"])), b"'a=b' ls");
     }
 }

@@ -2,8 +2,11 @@
 //! Unix sockets. Whatever they do, the gate stays the same process, a session
 //! that was open before goes on, new jobs run, and who can still be told why is.
 
-mod raw;
-mod witness;
+mod floods;
+mod impostors;
+mod jobs;
+pub(crate) mod raw;
+pub(crate) mod witness;
 
 use bowline_proto::auth::NAMESPACE;
 use bowline_proto::frame::Kind;

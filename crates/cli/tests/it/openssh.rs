@@ -87,6 +87,9 @@ impl Agent {
             .arg("-D")
             .arg("-a")
             .arg(&socket)
+            // Nobody confirms anything, also where this test runs on a desktop.
+            .env("SSH_ASKPASS", "/bin/false")
+            .env_remove("DISPLAY")
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn()
@@ -121,6 +124,19 @@ impl Agent {
         }
         let added = command.stdin(Stdio::null()).output().unwrap();
         assert!(added.status.success(), "{}", text(&added.stderr));
+    }
+
+    /// Gives it a key with other flags of `ssh-add`.
+    pub(crate) fn add_with(&self, flags: &[&str], key: &Path) {
+        let mut command = Command::new("ssh-add");
+        command.arg("-q").args(flags).arg(key);
+        command.env("SSH_AUTH_SOCK", &self.socket);
+        let added = command.stdin(Stdio::null()).output().unwrap();
+        assert!(added.status.success(), "{}", text(&added.stderr));
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Has a client use it.

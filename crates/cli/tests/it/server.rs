@@ -13,6 +13,8 @@ pub(crate) fn bowline() -> PathBuf {
 /// A server and everything that belongs to it; ended and removed when dropped.
 pub(crate) struct Server {
     child: Child,
+    /// What it was started with, to start it again.
+    command: Command,
     dir: tempfile::TempDir,
     pub(crate) addresses: Vec<String>,
 }
@@ -59,28 +61,22 @@ impl Server {
         }
         command.env("HOME", &home).env_remove("XDG_CONFIG_HOME");
         change(&mut command, dir.path());
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let listeners = command.get_args().filter(|arg| *arg == "--listen").count();
-        let addresses = (0..listeners)
-            .map(|_| {
-                let mut line = String::new();
-                stdout.read_line(&mut line).unwrap();
-                let address = line.trim_end().strip_prefix("listening ");
-                address.unwrap_or_else(|| panic!("{line:?}")).to_owned()
-            })
-            .collect();
+        let (child, addresses) = launch(&mut command);
         let server = Server {
             child,
+            command,
             dir,
             addresses,
         };
         server.pin();
         server
+    }
+
+    /// Starts it again on the same folders, once it has ended.
+    pub(crate) fn restart(&mut self) {
+        self.child.wait().unwrap();
+        (self.child, self.addresses) = launch(&mut self.command);
+        self.pin();
     }
 
     /// Has the test's home know the server's host key, as `bowline trust` would.
@@ -173,6 +169,23 @@ impl Server {
     pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().unwrap()
     }
+}
+
+/// Starts a server and waits until it listens.
+fn launch(command: &mut Command) -> (Child, Vec<String>) {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let listeners = command.get_args().filter(|arg| *arg == "--listen").count();
+    let addresses = (0..listeners)
+        .map(|_| {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let address = line.trim_end().strip_prefix("listening ");
+            address.unwrap_or_else(|| panic!("{line:?}")).to_owned()
+        })
+        .collect();
+    (child, addresses)
 }
 
 impl Drop for Server {

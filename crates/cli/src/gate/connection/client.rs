@@ -6,16 +6,13 @@ use std::task::{Context, Poll};
 use bowline_proto::auth::{Binding, EXPORTER_LABEL, proofs_from_json};
 use bowline_proto::id::Channel;
 use bowline_proto::limits::{JOBS_PER_MESSAGE_MAX, PROTOCOL};
-use bowline_proto::message::{Auth, JobRow, Jobs, List, Signal, Start};
+use bowline_proto::message::{Auth, JobRow, Jobs, Signal, Start};
 use bowline_proto::session::{Event, ServerEvent, SessionError, Step};
 
 use super::super::job::Job;
 use super::super::record::Asked;
 use super::super::{Live, spec, unix_ms};
-use super::{
-    Authenticated, Connection, EARLY_SIGNALS_MAX, LIST_COUNT, LIST_COUNT_MAX, LISTS_MAX, Phase,
-    Shown, order, refused,
-};
+use super::{Authenticated, Connection, EARLY_SIGNALS_MAX, Phase, Shown, order, refused};
 use crate::ipc::ToKeeper;
 
 impl Connection {
@@ -170,7 +167,7 @@ impl Connection {
             }
             Event::List(list) => {
                 self.wire.take(len);
-                self.list(&authenticated, &list);
+                self.list(&list);
             }
             Event::Attach(_) => {
                 self.wire.take(len);
@@ -240,10 +237,7 @@ impl Connection {
             proof: granted.proof.clone(),
             source: Shown(&self.source).to_string(),
             command: spec::command(&spec),
-            cwd: spec
-                .cwd
-                .as_ref()
-                .map(|cwd| String::from_utf8_lossy(cwd).into_owned()),
+            cwd: spec.cwd.as_deref().map(|cwd| spec::place_name(cwd)),
             unix_ms: unix_ms(),
         });
         let job = Job::new(id, recording, spec, start.wait_output);
@@ -300,19 +294,5 @@ impl Connection {
         if let Phase::Open(session, _) = &mut self.phase {
             session.jobs(&jobs);
         }
-    }
-
-    pub(super) fn list(&mut self, Authenticated(granted): &Authenticated, list: &List) {
-        if self.lists.len() >= LISTS_MAX {
-            self.refuse("too_many_requests", "too many lists are asked for at once");
-            return;
-        }
-        let count = match list.count {
-            0 => LIST_COUNT,
-            count => count.min(LIST_COUNT_MAX),
-        };
-        let recorder = &self.worker.shared.recorder;
-        self.lists
-            .push_back(recorder.list(&granted.user, list.ended, count));
     }
 }

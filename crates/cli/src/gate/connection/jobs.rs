@@ -5,13 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bowline_proto::id::{Channel, JobId};
-use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
-use bowline_proto::message::{Exit, JobRow, Jobs, Refused, Started};
+use bowline_proto::message::{Exit, Refused, Started};
 use bowline_proto::outcome::{Happened, Outcome};
 
 use super::super::job::{Job, Stage};
 use super::super::spec;
-use super::{Connection, Phase, job_row, order, refusal};
+use super::{Connection, Phase, order, refusal};
 use crate::ipc::{Cause, RefuseCode, Stream as KeeperStream, ToKeeper};
 
 impl Connection {
@@ -191,31 +190,5 @@ impl Connection {
         } else {
             session.exit(channel, &exit);
         }
-    }
-
-    /// Answers lists that the record has given.
-    pub(super) fn answers(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(list) = self.lists.front_mut() else {
-            return false;
-        };
-        let Poll::Ready(rows) = Pin::new(list).poll(cx) else {
-            return false;
-        };
-        self.lists.pop_front();
-        let rows = rows.unwrap_or_default();
-        let live = &self.worker.shared;
-        let rows: Vec<JobRow> = rows.into_iter().map(|row| job_row(row, live)).collect();
-        if let Phase::Open(session, _) = &mut self.phase {
-            let mut parts = rows.chunks(JOBS_PER_MESSAGE_MAX).peekable();
-            loop {
-                let jobs = parts.next().unwrap_or_default().to_vec();
-                let more = parts.peek().is_some();
-                session.jobs(&Jobs { jobs, more });
-                if !more {
-                    break;
-                }
-            }
-        }
-        true
     }
 }

@@ -5,10 +5,11 @@
 //! nothing else: no session stands between a test and the wire.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bowline::credentials::key_file::KeyFile;
@@ -85,7 +86,6 @@ pub(crate) fn job(number: u64) -> String {
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) kind: Kind,
-    pub(crate) flags: u8,
     pub(crate) channel: u32,
     pub(crate) header: Value,
     pub(crate) payload: Vec<u8>,
@@ -115,13 +115,13 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    /// A TCP connection on which nothing was said.
+    /// A TCP connection on which nothing was said, from an address of its own:
+    /// what the server holds against one attacker is not held against the next.
     pub(crate) fn tcp(server: &Server) -> Raw {
-        let stream = TcpStream::connect(("127.0.0.1", server.port().unwrap())).unwrap();
-        stream.set_read_timeout(Some(SILENCE_MAX)).unwrap();
-        stream.set_write_timeout(Some(SILENCE_MAX)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Raw::new(Line::Tcp(stream))
+        Raw::new(Line::Tcp(connect_from(
+            fresh_address(),
+            server.port().unwrap(),
+        )))
     }
 
     /// A TLS connection whose handshake is over; the server's hello waits.
@@ -131,9 +131,12 @@ impl Raw {
 
     /// The same where the server may not want it.
     pub(crate) fn try_tls(server: &Server) -> io::Result<Raw> {
-        let Line::Tcp(mut stream) = Raw::tcp(server).line else {
-            unreachable!("a TCP connection");
-        };
+        Raw::tls_from(fresh_address(), server)
+    }
+
+    /// The same from this address.
+    pub(crate) fn tls_from(address: Ipv4Addr, server: &Server) -> io::Result<Raw> {
+        let mut stream = connect_from(address, server.port().unwrap());
         let mut tls = client_hello();
         while tls.is_handshaking() {
             tls.complete_io(&mut stream)?;
@@ -305,7 +308,6 @@ impl Raw {
         let kind = Kind::ALL.iter().find(|kind| **kind as u8 == prelude[0]);
         Some(Said {
             kind: *kind.unwrap_or_else(|| panic!("the server sent kind {}", prelude[0])),
-            flags: prelude[1],
             channel,
             header: match header {
                 [] => Value::Null,
@@ -356,6 +358,28 @@ impl Raw {
     pub(crate) fn until_closed(&mut self) {
         while self.fill() > 0 {}
     }
+}
+
+/// An address of this machine that no other connection of this process uses.
+fn fresh_address() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let first = u32::from(Ipv4Addr::new(127, 1, 0, 0));
+    Ipv4Addr::from(first + NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Connects to a server of this machine from this address of the machine.
+pub(crate) fn connect_from(address: Ipv4Addr, port: u16) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+    let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&socket, &SocketAddrV4::new(address, 0)).unwrap();
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    connect(&socket, &to).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(SILENCE_MAX)).unwrap();
+    stream.set_write_timeout(Some(SILENCE_MAX)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// A TLS client that takes any certificate.

@@ -124,6 +124,29 @@ fn what_ssh_knows_never_contradicts() {
 }
 
 #[test]
+fn a_file_of_ssh_that_others_may_write_is_named_and_left_out() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Unknown::start();
+    let file = host.ssh_knows(&format!("127.0.0.1 {}\n", host.key));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let err = host.refused("strict", "[host_key_unknown]");
+    let hint = format!("run `chmod go-w {}` [known_hosts_unusable]", file.display());
+    assert!(err.contains(&hint), "{err}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(host.let_in("strict"), "");
+    // bowline's own file must be good: its pins must not be forgotten.
+    std::fs::write(own(&host.server), "").unwrap();
+    std::fs::set_permissions(own(&host.server), std::fs::Permissions::from_mode(0o666)).unwrap();
+    host.refused("new", "[known_hosts_unusable]");
+    // As with ssh, so is its configuration.
+    let config = host.server.home().join(".ssh/config");
+    std::fs::write(&config, "Host x\n").unwrap();
+    std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let (_, err) = ended(&host.server.run(&[], &["true"]), 2);
+    assert!(err.contains(config.to_str().unwrap()), "{err}");
+}
+
+#[test]
 fn a_revoked_key_is_refused_whoever_says_so() {
     let host = Unknown::start();
     let key = &host.key;

@@ -186,6 +186,77 @@ fn more_keys_than_one_attempt_carries() {
 }
 
 #[test]
+fn an_agent_that_will_not_is_no_obstacle() {
+    let server = Server::start();
+    let usual = std::fs::read_to_string(ssh_file(&server, "id_ed25519.pub")).unwrap();
+    // It holds another key, which must be confirmed, and nobody is there to do that.
+    let agent = Agent::start();
+    let other = server.dir().join("other");
+    ssh_keygen(&other, &["-t", "ed25519"]);
+    agent.add_with(&["-c"], &other);
+    let run = agent.with(server.run(&[], &["echo", "in"]));
+    let (out, err) = ended(&run, 0);
+    assert_eq!(out, "in\n", "{err}");
+    let_in(&server, &std::fs::read_to_string(public(&other)).unwrap());
+    let (_, err) = ended(&run, 255);
+    assert!(err.contains("refused to sign"), "{err}");
+    let_in(&server, &usual);
+}
+
+#[test]
+fn the_configuration_of_ssh_chooses_the_agent() {
+    let server = Server::start();
+    forget_key(&server);
+    let (agent, empty) = (Agent::start(), Agent::start());
+    let key = new_key(&server, "id_ed25519", &["-t", "ed25519"]);
+    agent.add(&key, None);
+    remove(&key);
+    let config = |line: &str| std::fs::write(ssh_file(&server, "config"), line).unwrap();
+    config(&format!("IdentityAgent {}\n", agent.socket().display()));
+    let run = empty.with(server.run(&[], &["echo", "in"]));
+    assert_eq!(ended(&run, 0).0, "in\n");
+    config("IdentityAgent none\n");
+    ended(&agent.with(server.run(&[], &["echo", "in"])), 2);
+    config("IdentitiesOnly yes\n");
+    ended(&agent.with(server.run(&[], &["echo", "in"])), 2);
+    config("IdentityAgent SSH_AUTH_SOCK\n");
+    assert_eq!(
+        ended(&agent.with(server.run(&[], &["echo", "in"])), 0).0,
+        "in\n"
+    );
+}
+
+#[test]
+fn bowlines_own_key_goes_first() {
+    let server = Server::start();
+    let (out, _) = ended(&server.command(&["keygen"]), 0);
+    let key = server.home().join(".config/bowline/id_ed25519");
+    assert!(out.contains(key.to_str().unwrap()), "{out}");
+    let mode = std::fs::metadata(&key).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // It is not let in yet: the usual one is, in the second round.
+    assert_eq!(ended(&server.run(&[], &["echo", "in"]), 0).0, "in\n");
+    forget_key(&server);
+    ended(&server.run(&[], &["true"]), 255);
+    let file = server.dir().join("authorized_keys");
+    let mut authorize = server.command(&["authorize"]);
+    authorize
+        .arg(public(&key))
+        .arg("--authorized-keys")
+        .arg(file);
+    ended(&authorize, 0);
+    assert_eq!(ended(&server.run(&[], &["echo", "in"]), 0).0, "in\n");
+    // ssh can use it as well, and it is not replaced.
+    let mut show = std::process::Command::new("ssh-keygen");
+    show.arg("-yf").arg(&key);
+    let shown = ended(&show, 0).0;
+    let public_half = std::fs::read_to_string(public(&key)).unwrap();
+    assert_eq!(shown.trim(), public_half.trim());
+    let (_, err) = ended(&server.command(&["keygen"]), 2);
+    assert!(err.contains("is there already"), "{err}");
+}
+
+#[test]
 fn an_agent_that_is_gone_is_no_obstacle() {
     let server = Server::start();
     let mut run = server.run(&[], &["echo", "in"]);
