@@ -285,9 +285,8 @@ impl Keeper {
                     return self.timers.set(Timer::Orphans, at);
                 }
             } else if self.gate.as_ref().is_some_and(|gate| gate.pid == pid) {
-                // Its own event is due, and what is behind it is reaped when it is.
-                let at = Instant::now() + ORPHANS_AFTER;
-                return self.timers.set(Timer::Orphans, at);
+                // Whichever event comes first; its own may never, if it could not be watched.
+                self.gate_gone();
             } else {
                 let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
             }
