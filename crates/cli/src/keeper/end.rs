@@ -1,5 +1,6 @@
 //! How a job ends: by itself or on purpose, with its tree or without.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,63 @@ use rustix::event::epoll;
 use rustix::process::{Pid, Signal, WaitIdOptions, WaitIdStatus, WaitOptions};
 
 use super::cgroup::Cgroup;
-use super::jobs::{Job, JobPhase, Serial};
+use super::jobs::{Job, JobPhase, Jobs, Serial};
 use super::journal::{EndRecord, Record};
+use super::tree::Cookies;
 use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree, unix_ms, wait};
 use crate::ipc::{Cause, Exited, Scope, Stream, ToGate, Tree};
+
+/// What is to be done to whole trees when the loop has handled all that there
+/// is: a walk through /proc serves them together.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct TreeWork {
+    /// Signals to each, in their order.
+    signals: BTreeMap<Serial, Vec<Signal>>,
+    /// To be ended.
+    kills: BTreeSet<Serial>,
+    /// To be ended because their main process has, which was made to.
+    gone: BTreeSet<Serial>,
+}
+
+impl TreeWork {
+    fn signal(&mut self, serial: Serial, signals: &[Signal]) {
+        self.signals.entry(serial).or_default().extend(signals);
+    }
+}
+
+impl Jobs {
+    fn signal_trees(&mut self, work: &BTreeMap<Serial, Vec<Signal>>, cookies: &mut Cookies) {
+        let mut walked = Vec::new();
+        for (serial, job) in self.by_serial.iter_mut() {
+            match (work.get(serial), &job.cgroup) {
+                (None, _) => {}
+                (Some(signals), Some(cgroup)) => tree::signal_cgroup(cgroup, signals),
+                (Some(signals), None) => walked.push((&mut job.roots, &signals[..])),
+            }
+        }
+        tree::signal_all(&mut walked, cookies);
+    }
+
+    /// Ends trees; says which of them the kernel has ended exactly.
+    fn kill_trees(&mut self, work: &BTreeSet<Serial>, cookies: &mut Cookies) -> BTreeSet<Serial> {
+        let mut exact = BTreeSet::new();
+        let mut walked = Vec::new();
+        let chosen = self.by_serial.iter_mut();
+        for (&serial, job) in chosen.filter(|(serial, _)| work.contains(serial)) {
+            if job
+                .cgroup
+                .as_ref()
+                .is_some_and(|cgroup| cgroup.kill().is_ok())
+            {
+                exact.insert(serial);
+            } else {
+                walked.push(&mut job.roots);
+            }
+        }
+        tree::kill_all(&mut walked, cookies);
+        exact
+    }
+}
 
 impl Keeper {
     fn failed_gone(&mut self, serial: Serial) {
@@ -40,15 +94,25 @@ impl Keeper {
         let Some(pidfd) = job.pidfd.as_ref() else {
             return;
         };
-        let mut tree = Tree::LeftAlone;
         if job.cause.is_some() {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            if matches!(wait(pidfd.as_fd(), options), Ok(None)) {
-                return;
+            if !matches!(wait(pidfd.as_fd(), options), Ok(None)) {
+                // Its tree ends first: while it is not reaped its number cannot be another's.
+                self.trees.gone.insert(serial);
             }
-            // While it is not reaped its number cannot be another's: this is the time for its tree.
-            tree = job.roots.kill(job.cgroup.as_ref());
+            return;
         }
+        self.job_ended(serial, Tree::LeftAlone);
+    }
+
+    /// Reaps the main process and tells what became of the job.
+    fn job_ended(&mut self, serial: Serial, tree: Tree) {
+        let Some(job) = self.jobs.get(serial) else {
+            return;
+        };
+        let Some(pidfd) = job.pidfd.as_ref() else {
+            return;
+        };
         let exited = match reap(pidfd.as_fd()) {
             Ok(None) => return,
             Ok(Some(status)) => exited(&status),
@@ -93,7 +157,7 @@ impl Keeper {
         };
         match scope {
             Scope::Group => job.signal_group(signal),
-            Scope::Tree => job.roots.signal(job.cgroup.as_ref(), signal),
+            Scope::Tree => self.trees.signal(serial, &[signal]),
         }
     }
 
@@ -118,9 +182,8 @@ impl Keeper {
             self.note_cause(serial, cause);
             return self.kill_job(serial);
         }
-        job.roots.signal(job.cgroup.as_ref(), first);
         // What is stopped would not notice.
-        job.roots.signal(job.cgroup.as_ref(), Signal::CONT);
+        self.trees.signal(serial, &[first, Signal::CONT]);
         tracing::debug!(job = %id, ?cause, "a job is made to end");
         self.note_cause(serial, cause);
         self.timers
@@ -141,8 +204,24 @@ impl Keeper {
     /// Sends SIGKILL to everything of a job.
     pub(super) fn kill_job(&mut self, serial: Serial) {
         self.timers.cancel(Timer::JobKill(serial));
-        if let Some(job) = self.jobs.get(serial) {
-            job.roots.kill(job.cgroup.as_ref());
+        self.trees.kills.insert(serial);
+    }
+
+    /// Does what was asked of trees since the last time.
+    pub(super) fn settle_trees(&mut self) {
+        let work = std::mem::take(&mut self.trees);
+        if work == TreeWork::default() {
+            return;
+        }
+        self.jobs.signal_trees(&work.signals, &mut self.cookies);
+        let ending = work.kills.union(&work.gone).copied().collect();
+        let exact = self.jobs.kill_trees(&ending, &mut self.cookies);
+        for serial in work.gone {
+            let tree = match exact.contains(&serial) {
+                true => Tree::Exact,
+                false => Tree::BestEffort,
+            };
+            self.job_ended(serial, tree);
         }
     }
 
@@ -200,10 +279,14 @@ impl Keeper {
             let Some(pid) = pid else { return };
             if let Some(serial) = self.jobs.by_pid(pid) {
                 self.job_gone(serial);
+                if self.trees.gone.contains(&serial) {
+                    // Its tree ends before it is reaped, and what is behind it after that.
+                    let at = Instant::now() + ORPHANS_AFTER;
+                    return self.timers.set(Timer::Orphans, at);
+                }
             } else if self.gate.as_ref().is_some_and(|gate| gate.pid == pid) {
-                // Its own event is due, and what is behind it is reaped when it is.
-                let at = Instant::now() + ORPHANS_AFTER;
-                return self.timers.set(Timer::Orphans, at);
+                // Whichever event comes first; its own may never, if it could not be watched.
+                self.gate_gone();
             } else {
                 let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
             }

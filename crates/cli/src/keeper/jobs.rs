@@ -21,7 +21,6 @@ use rustix::process::{Pid, Signal};
 
 use super::cgroup::Cgroup;
 use super::journal::{EndRecord, JobImage, Record};
-use super::program::COOKIE;
 use super::requests::Start;
 use super::spawn::{self, Pending};
 use super::state::{JobState, KeeperState};
@@ -262,7 +261,6 @@ impl Job {
         unix_ms: u64,
     ) -> Self {
         let account = &start.decision.account;
-        let cookie = format!("{COOKIE}={}", start.job).into_bytes();
         Self {
             id: start.job,
             user: account.name.clone(),
@@ -277,7 +275,7 @@ impl Job {
             pidfd: Some(spawned.pidfd),
             pipes,
             cgroup,
-            roots: Roots::new(spawned.pid, cookie),
+            roots: Roots::new(start.job, spawned.pid),
             unix_ms,
             phase: JobPhase::Starting(spawned.pending),
             cause: None,

@@ -53,6 +53,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
 
 use self::cgroup::Cgroups;
+use self::end::TreeWork;
 use self::gate::{Gate, GateProgram};
 use self::grants::Grants;
 use self::jobs::{Jobs, Serial};
@@ -63,6 +64,7 @@ use self::shutdown::Phase;
 use self::spawn::{Progress, Stacks};
 use self::takeover::Takeover;
 use self::timers::Timers;
+use self::tree::Cookies;
 use crate::config::ServerConfig;
 use crate::ipc::ToGate;
 
@@ -164,6 +166,8 @@ struct Keeper {
     ready_told: bool,
     grants: Grants,
     jobs: Jobs,
+    trees: TreeWork,
+    cookies: Cookies,
     journal: Journal,
     takeover: Takeover,
     cgroups: Cgroups,
@@ -212,6 +216,7 @@ impl Keeper {
             while let Some(timer) = self.timers.due(now) {
                 self.fire(timer);
             }
+            self.settle_trees();
             if self.is_finished() {
                 return Ok(self.finish());
             }

@@ -72,6 +72,8 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         ready_told: false,
         grants: Default::default(),
         jobs: Default::default(),
+        trees: Default::default(),
+        cookies: Default::default(),
         journal,
         takeover,
         cgroups: super::Cgroups::find(pid),

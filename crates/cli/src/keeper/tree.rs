@@ -7,6 +7,9 @@
 //! all these. A process that cleared its environment, left its session and
 //! lost its parent between two looks may escape, so that is called best effort.
 //!
+//! A look costs some microseconds for each process of the machine, so one look
+//! serves all the jobs that are to be signalled or ended at the same moment.
+//!
 //! A pid that was read may be another process a moment later, so everything is
 //! signalled through a pidfd that was opened before a second look.
 
@@ -14,26 +17,26 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read as _;
 
+use bowline_proto::id::JobId;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cgroup::Cgroup;
-use crate::ipc::Tree;
+use super::program::COOKIE;
 
 /// How often the freezing and the killing look for processes that were new.
 const ROUNDS_MAX: u32 = 64;
 /// How much of a process's environment is searched, in bytes.
 const ENVIRON_BYTES_MAX: u64 = 256 * 1024;
-
 /// A line of /proc/PID/stat: some fifty numbers and a name of 64 bytes at most.
 const STAT_BYTES_MAX: usize = 2048;
 
 /// What a job's processes have in common.
 #[derive(Debug)]
 pub(crate) struct Roots {
+    job: JobId,
     main: Pid,
     /// The main process is not reaped yet, so its number can mean nobody else.
     main_held: bool,
-    cookie: Vec<u8>,
     /// Processes that were seen to belong to the job.
     seen: HashSet<Process>,
 }
@@ -56,13 +59,83 @@ struct Stat {
     dead: bool,
 }
 
+/// Whose cookie each process carries, as far as looked. It does not change: a
+/// process has its environment from its birth, main processes aside, which are
+/// known by their number.
+#[derive(Debug, Default)]
+pub(crate) struct Cookies(HashMap<Process, Option<JobId>>);
+
+/// The processes of the machine at one moment.
+struct Look {
+    alive: HashMap<Pid, Process>,
+    /// The number of a main process may be taken by anything, dead or alive.
+    taken: HashSet<Pid>,
+    children: HashMap<i32, Vec<Process>>,
+    /// Sessions and groups, which are named by the process that made them.
+    led: HashMap<i32, Vec<Process>>,
+    carrying: HashMap<JobId, Vec<Process>>,
+}
+
+/// Sends signals to every process of each job, all of them to each, in this order.
+pub(crate) fn signal_all(jobs: &mut [(&mut Roots, &[Signal])], cookies: &mut Cookies) {
+    if jobs.is_empty() {
+        return;
+    }
+    let look = Look::now(cookies);
+    for (roots, signals) in jobs {
+        for process in roots.members(&look) {
+            signals.iter().for_each(|&signal| send(process, signal));
+        }
+    }
+}
+
+/// Ends every process of each job with SIGKILL.
+pub(crate) fn kill_all(jobs: &mut [&mut Roots], cookies: &mut Cookies) {
+    if jobs.is_empty() {
+        return;
+    }
+    // What is stopped cannot fork away from the walk.
+    let mut stopped = HashSet::new();
+    for _ in 0..ROUNDS_MAX {
+        if !signal_new(jobs, &mut stopped, Signal::STOP, cookies) {
+            break;
+        }
+    }
+    let mut killed = HashSet::new();
+    for _ in 0..ROUNDS_MAX {
+        if !signal_new(jobs, &mut killed, Signal::KILL, cookies) {
+            break;
+        }
+    }
+}
+
+/// Signals the processes that were not signalled yet; says whether there were any.
+fn signal_new(
+    jobs: &mut [&mut Roots],
+    done: &mut HashSet<Process>,
+    signal: Signal,
+    cookies: &mut Cookies,
+) -> bool {
+    let look = Look::now(cookies);
+    let mut any = false;
+    for roots in jobs {
+        for process in roots.members(&look) {
+            if done.insert(process) {
+                any = true;
+                send(process, signal);
+            }
+        }
+    }
+    any
+}
+
 impl Roots {
-    /// Those of the job with this main process, whose environments hold `cookie` (`NAME=value`).
-    pub(crate) fn new(main: Pid, cookie: Vec<u8>) -> Self {
+    /// Those of the job with this main process.
+    pub(crate) fn new(job: JobId, main: Pid) -> Self {
         Self {
+            job,
             main,
             main_held: true,
-            cookie,
             seen: HashSet::new(),
         }
     }
@@ -72,86 +145,70 @@ impl Roots {
         self.main_held = false;
     }
 
-    /// Sends a signal to every process of the job.
-    pub(crate) fn signal(&mut self, cgroup: Option<&Cgroup>, signal: Signal) {
-        match cgroup {
-            Some(cgroup) => signal_cgroup(cgroup, signal),
-            None => {
-                for process in self.members() {
-                    send(process, signal);
-                }
-            }
-        }
-    }
-
-    /// Ends every process of the job with SIGKILL.
-    pub(crate) fn kill(&mut self, cgroup: Option<&Cgroup>) -> Tree {
-        if cgroup.is_some_and(|cgroup| cgroup.kill().is_ok()) {
-            return Tree::Exact;
-        }
-        // What is stopped cannot fork away from the walk.
-        self.rounds(Signal::STOP);
-        self.rounds(Signal::KILL);
-        Tree::BestEffort
-    }
-
-    /// Signals every process once, until a walk finds none that is new.
-    fn rounds(&mut self, signal: Signal) {
-        let mut done = HashSet::new();
-        for _ in 0..ROUNDS_MAX {
-            let fresh: Vec<Process> = self.members().into_iter().collect();
-            let fresh: Vec<_> = fresh.into_iter().filter(|&p| done.insert(p)).collect();
-            if fresh.is_empty() {
-                return;
-            }
-            for process in fresh {
-                send(process, signal);
-            }
-        }
-    }
-
-    /// The living processes of the job at this moment.
-    fn members(&mut self) -> HashSet<Process> {
-        let table: Vec<Stat> = processes().collect();
-        let mut members = HashSet::new();
-        for stat in &table {
-            if self.belongs(stat, &table) {
-                members.insert(stat.process);
-            }
-        }
-        add_descendants(&table, &mut members);
-        self.seen.extend(&members);
-        let dead: HashSet<_> = table.iter().filter(|s| s.dead).map(|s| s.process).collect();
-        members.retain(|process| !dead.contains(process));
-        members
-    }
-
-    fn belongs(&self, stat: &Stat, table: &[Stat]) -> bool {
+    /// The living processes of the job.
+    fn members(&mut self, look: &Look) -> Vec<Process> {
         let main = self.main.as_raw_pid();
+        let mut found: Vec<Process> = Vec::new();
         // A session's number is not given away while the session has members. Once the main
         // process is reaped, a process with its number is somebody else's leader.
-        let number_is_ours =
-            self.main_held || !table.iter().any(|other| other.process.pid == self.main);
-        let by_number = stat.session == main || stat.group == main || stat.process.pid == self.main;
-        (number_is_ours && by_number)
-            || self.seen.contains(&stat.process)
-            || has_cookie(stat.process.pid, &self.cookie)
+        if self.main_held || !look.taken.contains(&self.main) {
+            found.extend(look.led.get(&main).into_iter().flatten());
+            found.extend(look.alive.get(&self.main));
+            found.extend(look.children.get(&main).into_iter().flatten());
+        }
+        found.extend(look.carrying.get(&self.job).into_iter().flatten());
+        let alive = |process: &&Process| look.alive.get(&process.pid) == Some(*process);
+        found.extend(self.seen.iter().filter(alive));
+        self.seen = look.with_descendants(found);
+        self.seen.iter().copied().collect()
     }
 }
 
-fn add_descendants(table: &[Stat], members: &mut HashSet<Process>) {
-    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
-    for stat in table {
-        children.entry(stat.parent).or_default().push(stat.process);
-    }
-    let mut open: Vec<Process> = members.iter().copied().collect();
-    while let Some(process) = open.pop() {
-        let below = children.get(&process.pid.as_raw_pid());
-        for &child in below.into_iter().flatten() {
-            if members.insert(child) {
-                open.push(child);
+impl Look {
+    fn now(cookies: &mut Cookies) -> Self {
+        let mut look = Self {
+            alive: HashMap::new(),
+            taken: HashSet::new(),
+            children: HashMap::new(),
+            led: HashMap::new(),
+            carrying: HashMap::new(),
+        };
+        let mut known = HashMap::new();
+        for stat in processes() {
+            let process = stat.process;
+            look.taken.insert(process.pid);
+            if stat.dead {
+                continue;
+            }
+            look.alive.insert(process.pid, process);
+            look.children.entry(stat.parent).or_default().push(process);
+            look.led.entry(stat.session).or_default().push(process);
+            look.led.entry(stat.group).or_default().push(process);
+            let before = cookies.0.get(&process).copied();
+            let Some(carried) = before.or_else(|| cookie(process.pid)) else {
+                continue;
+            };
+            known.insert(process, carried);
+            if let Some(job) = carried {
+                look.carrying.entry(job).or_default().push(process);
             }
         }
+        // Only the living are remembered.
+        cookies.0 = known;
+        look
+    }
+
+    fn with_descendants(&self, mut open: Vec<Process>) -> HashSet<Process> {
+        let mut members: HashSet<Process> = open.iter().copied().collect();
+        while let Some(process) = open.pop() {
+            let below = self.children.get(&process.pid.as_raw_pid());
+            for &child in below.into_iter().flatten() {
+                if members.insert(child) {
+                    open.push(child);
+                }
+            }
+        }
+        members
     }
 }
 
@@ -166,12 +223,15 @@ fn send(process: Process, signal: Signal) {
     }
 }
 
-fn signal_cgroup(cgroup: &Cgroup, signal: Signal) {
+/// Sends signals to every process of a cgroup, all of them to each, in this order.
+pub(crate) fn signal_cgroup(cgroup: &Cgroup, signals: &[Signal]) {
     let open = |pid: Pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?));
     let opened: Vec<_> = cgroup.processes().into_iter().filter_map(open).collect();
     let still: HashSet<Pid> = cgroup.processes().into_iter().collect();
     for (_, pidfd) in opened.iter().filter(|(pid, _)| still.contains(pid)) {
-        let _ = pidfd_send_signal(pidfd, signal);
+        for &signal in signals {
+            let _ = pidfd_send_signal(pidfd, signal);
+        }
     }
 }
 
@@ -208,11 +268,20 @@ fn parse_stat(pid: Pid, text: &[u8]) -> Option<Stat> {
     })
 }
 
-fn has_cookie(pid: Pid, cookie: &[u8]) -> bool {
+/// Whose cookie a process carries; `None` where nothing can be read, as in the
+/// middle of an exec.
+fn cookie(pid: Pid) -> Option<Option<JobId>> {
     let mut environ = Vec::new();
-    let read = |file: File| file.take(ENVIRON_BYTES_MAX).read_to_end(&mut environ);
-    let path = format!("/proc/{}/environ", pid.as_raw_pid());
-    File::open(path).and_then(read).is_ok() && environ.split(|&b| b == 0).any(|var| var == cookie)
+    let file = File::open(format!("/proc/{}/environ", pid.as_raw_pid())).ok()?;
+    file.take(ENVIRON_BYTES_MAX)
+        .read_to_end(&mut environ)
+        .ok()?;
+    if environ.is_empty() {
+        return None;
+    }
+    let mut variables = environ.split(|&byte| byte == 0);
+    let value = variables.find_map(|var| var.strip_prefix(COOKIE.as_bytes())?.strip_prefix(b"="));
+    Some(value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok()))
 }
 
 /// This process's children that have ended and are not reaped.

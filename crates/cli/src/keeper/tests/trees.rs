@@ -107,3 +107,22 @@ fn a_job_does_not_end_with_another() {
         world.gate.ended(second.id);
     }
 }
+
+#[test]
+fn hundreds_of_trees_end_together() {
+    for mut world in [World::new(), World::rootless(Options::default())] {
+        let text = "setsid sleep 1000 & trap '' HUP; echo up; while :; do sleep 1000; done";
+        let jobs: Vec<_> = (0..200).map(|_| world.gate.run(shell(text))).collect();
+        jobs.iter().for_each(|job| assert_eq!(job.line(), "up"));
+        for job in &jobs {
+            world.gate.end(job.id, Cause::Disconnected, Signal::HUP);
+        }
+        for job in &jobs {
+            let (_, cause, tree) = world.gate.ended(job.id);
+            assert_eq!(cause, Some(Cause::Disconnected));
+            assert_ne!(tree, Tree::LeftAlone);
+        }
+        // The pipes end when the last of each tree is gone.
+        jobs.iter().for_each(|job| drop(job.output()));
+    }
+}
