@@ -34,7 +34,9 @@ pub const CHANNELS_MAX: usize = 1024;
 /// Bytes of answers waiting to be sent at which a session takes no more input:
 /// a peer that asks and does not read the answers is made to wait.
 pub const CONTROL_OUT_PAUSE: usize = 256 * 1024;
-/// The same for stream data.
+/// At so many the connection ends, where nobody has paused.
+pub const CONTROL_OUT_MAX: usize = 4 * CONTROL_OUT_PAUSE;
+/// The same for stream data: at so many bytes waiting no more is added.
 pub const BULK_OUT_PAUSE: usize = 128 * 1024;
 
 /// Proofs in one `auth`.

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 
 STDIN, STDOUT, STDERR = 0x01, 0x02, 0x03
 HELLO, AUTH, GRANTED, REFUSED = 0x10, 0x11, 0x12, 0x13
@@ -145,7 +146,7 @@ def main(path, user, key):
     connection = Connection(path)
     connection.authenticate(user, [{"type": "peer"}])
     granted(connection)
-    for check in (exact, outcomes, large, signals, others, asked):
+    for check in (exact, outcomes, large, signals, others, asked, many):
         check(connection)
     connection.send(frame(BYE, 0, {}))
     refused(path, user)
@@ -267,6 +268,19 @@ def asked(connection):
     assert (kind, at, header["code"]) == (REFUSED, channel, "bad_start")
     assert connection.run([b"echo", b"on"])[1] == b"on\n"
     print("a start is refused and the connection goes on")
+
+
+def many(connection):
+    """More than the server holds answers for: it pauses, and goes on as they are read."""
+    count = 60_000
+    pings = b"".join(frame(PING, 0, {"id": number}) for number in range(count))
+    sender = threading.Thread(target=connection.send, args=(pings,))
+    sender.start()
+    for number in range(count):
+        kind, _, _, header, _ = connection.receive()
+        assert (kind, header) == (PONG, {"id": number})
+    sender.join()
+    print("60,000 pings in one flight")
 
 
 def refused(path, user):

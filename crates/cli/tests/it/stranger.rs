@@ -29,5 +29,5 @@ fn a_client_written_from_the_document_is_served() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{seen}{said}");
     // It came to its end.
-    assert_eq!(seen.lines().count(), 9, "{seen}");
+    assert_eq!(seen.lines().count(), 10, "{seen}");
 }

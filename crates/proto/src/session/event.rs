@@ -43,6 +43,10 @@ pub enum SessionError {
     /// An outcome whose offsets are not those of the data that came before it.
     #[error("channel {0}: the outcome came before all of the output")]
     Incomplete(Channel),
+    /// The peer asks and asks and does not read the answers. A caller that pauses at
+    /// [`super::Outbox::control_is_full`] never sees it.
+    #[error("the peer does not read what it asks for")]
+    AnswersUnread,
     /// Another protocol.
     #[error("the peer does not speak {PROTOCOL}")]
     Protocol,

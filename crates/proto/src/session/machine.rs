@@ -15,7 +15,9 @@ use super::outbox::{Order, Outbox};
 use super::phase::{self, Role};
 use crate::frame::{self, Bound, Frame, Kind, Stream};
 use crate::id::Channel;
-use crate::limits::{CHANNELS_MAX, PROTOCOL, START_BYTES_MAX, WINDOW_GROWTH_PER_CONNECTION_MAX};
+use crate::limits::{
+    CHANNELS_MAX, CONTROL_OUT_MAX, PROTOCOL, START_BYTES_MAX, WINDOW_GROWTH_PER_CONNECTION_MAX,
+};
 use crate::message::{
     Attach, Bye, Exit, Forget, Granted, Hello, Jobs, List, Message, MessageError, Ping, Pong,
     Refused, Resize, Signal, Start, Started, Window,
@@ -99,6 +101,9 @@ impl Session {
     /// # Errors
     /// [`SessionError`]; the connection cannot go on.
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, SessionError> {
+        if self.outbox.answers() >= CONTROL_OUT_MAX {
+            return Err(SessionError::AnswersUnread);
+        }
         let bound = if self.granted {
             Bound::Authenticated
         } else {

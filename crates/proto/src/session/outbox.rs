@@ -49,7 +49,12 @@ impl Outbox {
 
     /// Whether so many answers wait that no more input should be taken.
     pub fn control_is_full(&self) -> bool {
-        self.control_answers.saturating_add(self.bulk_answers) >= CONTROL_OUT_PAUSE
+        self.answers() >= CONTROL_OUT_PAUSE
+    }
+
+    /// Bytes of answers that wait.
+    pub(super) fn answers(&self) -> usize {
+        self.control_answers.saturating_add(self.bulk_answers)
     }
 
     /// Whether so much data waits that no more should be added.

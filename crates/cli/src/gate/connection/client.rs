@@ -139,6 +139,10 @@ impl Connection {
         let Phase::Open(session, authenticated) = &mut self.phase else {
             return Ok(false);
         };
+        // One read may hold thousands of questions whose answers are long.
+        if session.outbox().control_is_full() {
+            return Ok(false);
+        }
         let authenticated = authenticated.clone();
         let (len, channel, event) = match session.next(self.wire.input())? {
             Step::NeedMore => return Ok(false),
