@@ -413,10 +413,13 @@ impl Job {
         self.stderr.pipe = None;
     }
 
-    /// The keeper is gone: the status can never be known.
-    pub(super) fn orphan(&mut self, unix_ms: u64) {
+    /// The keeper is gone: the status can never be known. What the program still
+    /// writes within `wait` is delivered; whether it goes on, nobody here can tell.
+    pub(super) fn orphan(&mut self, unix_ms: u64, wait: Duration) {
         if self.reaped.is_none() {
-            self.reaped = Some(Reaped::new(Exited::Lost, None, Tree::LeftAlone, unix_ms));
+            self.wait_output = false;
+            let lost = Reaped::new(Exited::Lost, None, Tree::LeftAlone, unix_ms);
+            self.reaped(lost, wait);
         }
     }
 
@@ -426,7 +429,10 @@ impl Job {
         if self.stdout.pipe.is_some() || self.stderr.pipe.is_some() {
             return None;
         }
-        let (happened, code, signal, core_dumped) = match (reaped.cause, reaped.exited) {
+        // Streams that the server lost make a job one that it ended, however fast the program was.
+        let lost_streams = self.note.map(|_| Cause::Cancelled(libc::SIGKILL));
+        let cause = reaped.cause.or(lost_streams);
+        let (happened, code, signal, core_dumped) = match (cause, reaped.exited) {
             (_, Exited::Lost) => (Happened::Lost, None, None, false),
             (cause, Exited::Code(code)) => (made(cause, Happened::Exited), Some(code), None, false),
             (

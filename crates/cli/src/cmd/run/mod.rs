@@ -126,8 +126,10 @@ async fn attempts(
             relay.rewind();
             continue;
         }
-        if relay.started() || attempt == ATTEMPTS_MAX || !error.is_broken_line() {
-            return Err((error, relay.started()));
+        // An earlier attempt had reached the keeper, and only its answer was lost.
+        let started = relay.started() || (attempt > 1 && error.code() == "duplicate_job");
+        if started || attempt == ATTEMPTS_MAX || !error.is_broken_line() {
+            return Err((error, started));
         }
         tracing::info!(%error, attempt, "the line broke before the job had started; trying again");
         tokio::time::sleep(pause).await;

@@ -106,8 +106,9 @@ impl Connection {
 
     pub(super) fn keeper_gone(&mut self) {
         let now = unix_ms();
+        let wait = Duration::from_millis(self.worker.config().output_wait_ms);
         for job in self.jobs.values_mut() {
-            job.orphan(now);
+            job.orphan(now, wait);
         }
         self.draining = true;
         match self.phase {
