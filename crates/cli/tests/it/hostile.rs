@@ -6,6 +6,7 @@ mod floods;
 mod impostors;
 mod jobs;
 pub(crate) mod raw;
+mod secrets;
 pub(crate) mod witness;
 
 use bowline_proto::auth::NAMESPACE;
