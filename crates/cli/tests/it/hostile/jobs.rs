@@ -286,7 +286,7 @@ fn streams_that_keep_no_window() {
     );
     let mut raw = GRANTED(&witness);
     let header = json!({"job": job(200), "args": 2, "bytes": 11, "null_stdin": true});
-    raw.send(&part(1, &header, b"sleep\01000\0", true));
+    raw.send(&part(1, &header, b"sleep\x001000\x00", true));
     raw.send(&stdin(1, b"x"));
     assert_eq!(raw.refusal(), "protocol_error", "data without a stdin");
     witness.check("windows not kept");
