@@ -63,6 +63,9 @@ class DelayProxy:
                 self.write(answers, writer),
             )
             await reading
+        except asyncio.CancelledError:
+            # The measurement is over; what the peers still had to say does not matter.
+            pass
         finally:
             reading.cancel()
             writer.close()

@@ -272,6 +272,7 @@ class Dropbear(Peer):
 
     name = "dropbear"
     needs = ("dropbear", "dbclient", "dropbearkey", "unshare")
+    held_before = 0
 
     @classmethod
     def missing(cls):

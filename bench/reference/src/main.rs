@@ -9,9 +9,12 @@
 //!     ref run DIR HOST:PORT -- argv
 //!     ref warm DIR HOST:PORT COUNT PARALLEL      prints JSON
 //!     ref idle DIR HOST:PORT sessions|connections N
+//!     ref nothing                                ends at once, for bench/start-cost
+//!     ref steps DIR                              what a client's start is made of, in ns
 
 mod client;
 mod server;
+mod steps;
 mod tls;
 mod wire;
 
@@ -24,6 +27,8 @@ fn main() -> Result<ExitCode> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let here = || Builder::new_current_thread().enable_io().build();
     match args.as_slice() {
+        ["nothing"] => {}
+        ["steps", dir] => steps::print(dir.as_ref())?,
         ["keys", dir] => tls::make_keys(dir.as_ref())?,
         ["serve", dir, address] => {
             let runtime = Builder::new_multi_thread().enable_io().build()?;
