@@ -5,7 +5,7 @@
 //! empties an [`Outbox`] into the socket. All partial work is in the value
 //! itself, so a future that polls it may be dropped at any time.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::task::{Context, Poll, ready};
 
 use bowline_proto::limits::FRAME_BYTES_MAX;
@@ -14,8 +14,10 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::net::Socket;
 
-/// One read from a socket, in bytes.
-const READ_BYTES: usize = 256 * 1024;
+/// The first read from a socket, in bytes; one that fills its buffer doubles the next.
+const READ_BYTES_MIN: usize = 16 * 1024;
+/// The largest.
+const READ_BYTES_MAX: usize = 256 * 1024;
 /// Plain bytes that may wait to be looked at; one frame always fits.
 const INPUT_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Output buffers larger than this are given back once they are empty.
@@ -39,6 +41,9 @@ pub struct Wire {
     tls: Option<Box<rustls::Connection>>,
     input: BytesMut,
     ended: bool,
+    /// What the next read asks for, and what the last one gave.
+    read_bytes: usize,
+    last_read: usize,
     /// Without TLS: frames on their way into the socket.
     output: BytesMut,
 }
@@ -69,6 +74,8 @@ impl Wire {
             tls,
             input: BytesMut::new(),
             ended: false,
+            read_bytes: READ_BYTES_MIN,
+            last_read: 0,
             output: BytesMut::new(),
         }
     }
@@ -138,7 +145,9 @@ impl Wire {
         }
         loop {
             if self.socket.poll_read_ready(cx)?.is_pending() {
-                if self.input.is_empty() && self.input.capacity() > KEEP_BYTES {
+                // In the middle of much data the buffer is needed again at once.
+                let little = self.last_read <= KEEP_BYTES;
+                if little && self.input.is_empty() && self.input.capacity() > KEEP_BYTES {
                     self.input = BytesMut::new();
                 }
                 return Poll::Pending;
@@ -163,34 +172,45 @@ impl Wire {
         }
     }
 
+    /// One read into the thread's buffer, which is as large as reads have filled it so far.
+    fn read<'a>(&mut self, buffer: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+        if buffer.len() < self.read_bytes {
+            buffer.resize(self.read_bytes, 0);
+        }
+        let space = buffer.get_mut(..self.read_bytes).unwrap_or_default();
+        let len = self.socket.try_read(space)?;
+        if len == self.read_bytes {
+            self.read_bytes = len.saturating_mul(2).min(READ_BYTES_MAX);
+        }
+        self.last_read = len;
+        self.ended = len == 0;
+        Ok(space.get(..len).unwrap_or_default())
+    }
+
     fn fill_plain(&mut self) -> Result<(), WireError> {
         CIPHERTEXT.with_borrow_mut(|buffer| {
-            buffer.resize(READ_BYTES, 0);
-            let len = self.socket.try_read(buffer)?;
-            self.ended = len == 0;
-            self.input
-                .extend_from_slice(buffer.get(..len).unwrap_or_default());
+            let bytes = self.read(buffer)?;
+            self.input.extend_from_slice(bytes);
             Ok(())
         })
     }
 
     fn fill_tls(&mut self, tls: &mut rustls::Connection) -> Result<(), WireError> {
         CIPHERTEXT.with_borrow_mut(|buffer| {
-            buffer.resize(READ_BYTES, 0);
-            let len = self.socket.try_read(buffer)?;
-            self.ended = len == 0;
-            let mut rest = buffer.get(..len).unwrap_or_default();
+            let mut rest = self.read(buffer)?;
             // rustls takes a few KiB at a time.
             while !rest.is_empty() {
                 tls.read_tls(&mut rest)?;
                 let state = tls.process_new_packets()?;
                 self.ended |= state.peer_has_closed();
-                let plain = state.plaintext_bytes_to_read();
-                if plain > 0 {
-                    let start = self.input.len();
-                    self.input.resize(start.saturating_add(plain), 0);
-                    let space = self.input.get_mut(start..).unwrap_or_default();
-                    tls.reader().read_exact(space)?;
+                let mut plain = state.plaintext_bytes_to_read();
+                while plain > 0 {
+                    let mut reader = tls.reader();
+                    let chunk = reader.fill_buf()?;
+                    let len = chunk.len();
+                    self.input.extend_from_slice(chunk);
+                    reader.consume(len);
+                    plain = plain.saturating_sub(len.max(1));
                 }
             }
             Ok(())

@@ -77,6 +77,8 @@ pub(super) struct Connection {
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
     draining: bool,
+    /// Its outbox has held much, and keeps its buffer for a moment.
+    large: bool,
     /// Its room; given back with the connection.
     admitted: Admitted,
     /// When its proofs arrived.
@@ -121,6 +123,7 @@ impl Connection {
             lists: Lists::default(),
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
+            large: false,
             admitted,
             asked_at: tokio::time::Instant::now(),
             worker,

@@ -11,22 +11,41 @@ use bowline_proto::session::Outbox;
 use super::{CLOSING, Connection, Phase, Shown};
 use crate::ipc::{Cause, ToKeeper};
 
+/// An outbox that held so much keeps its buffer for [`BUFFER_REST`].
+const MUCH_BYTES: usize = 32 * 1024;
+/// How long a large buffer is kept that nobody uses.
+const BUFFER_REST: Duration = Duration::from_secs(1);
+
+/// What waits to be sent, while there is somebody to send it to.
+fn outbox_of(phase: &mut Phase) -> Option<&mut Outbox> {
+    match phase {
+        Phase::Handshake(handshake) | Phase::Deciding(handshake) | Phase::Delayed(handshake, _) => {
+            Some(handshake.outbox())
+        }
+        Phase::Open(session, _) => Some(session.outbox()),
+        Phase::Closing(outbox, _) => Some(outbox),
+        Phase::Gone => None,
+    }
+}
+
 impl Connection {
     pub(super) fn output(&mut self, cx: &mut Context<'_>) -> bool {
-        let outbox = match &mut self.phase {
-            Phase::Handshake(handshake)
-            | Phase::Deciding(handshake)
-            | Phase::Delayed(handshake, _) => handshake.outbox(),
-            Phase::Open(session, _) => session.outbox(),
-            Phase::Closing(outbox, _) => outbox,
-            Phase::Gone => return false,
+        let handshaking = self.wire.is_handshaking();
+        let Some(outbox) = outbox_of(&mut self.phase) else {
+            return false;
         };
         let waited = !outbox.is_empty();
-        let handshaking = self.wire.is_handshaking();
+        let much = outbox.bulk().len() > MUCH_BYTES;
         match self.wire.poll_flush(cx, outbox) {
             Poll::Pending => false,
             Poll::Ready(Ok(())) => {
-                outbox.shrink();
+                if much && !self.large {
+                    // In the middle of much data the buffer is needed again at once.
+                    self.large = true;
+                    self.rest();
+                } else if !self.large {
+                    outbox.shrink();
+                }
                 // Before TLS is agreed on, last words wait in it.
                 if let Phase::Closing(_, false) = self.phase
                     && !handshaking
@@ -61,9 +80,15 @@ impl Connection {
                 handshake.refuse(&refused);
                 self.closing(std::mem::take(handshake.outbox()));
             }
-            Phase::Open(session, authenticated) => {
+            Phase::Open(mut session, authenticated) => {
+                let large = std::mem::take(&mut self.large);
+                if large {
+                    session.outbox().shrink();
+                }
                 self.phase = Phase::Open(session, authenticated);
-                if self.jobs.is_empty() && self.worker.config().idle_timeout_ms > 0 {
+                if large {
+                    self.rest();
+                } else if self.jobs.is_empty() && self.worker.config().idle_timeout_ms > 0 {
                     self.leave("idle_timeout", "nothing was asked for a long time");
                 } else {
                     self.rest();
@@ -78,6 +103,7 @@ impl Connection {
     pub(super) fn rest(&mut self) {
         if matches!(self.phase, Phase::Open(..)) {
             let idle = match self.worker.config().idle_timeout_ms {
+                _ if self.large => BUFFER_REST,
                 0 => Duration::from_secs(24 * 3600),
                 idle => Duration::from_millis(idle),
             };
