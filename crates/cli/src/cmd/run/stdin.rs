@@ -14,6 +14,11 @@ use tokio::net::unix::pipe;
 
 /// Reads in a row before something else gets its turn.
 pub(super) const READS_MAX: usize = 8;
+/// A pipe that much comes through gets this capacity, in bytes: fewer switches
+/// between its writer and us. Linux's default limit for users (pipe(7)).
+const PIPE_BYTES: usize = 1024 * 1024;
+/// So much makes it worth the while.
+const MUCH_BYTES: u64 = 512 * 1024;
 
 /// The source of a job's stdin.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub(super) struct Stdin {
     keeping: bool,
     again: usize,
     ended: bool,
+    read: u64,
+    enlarged: bool,
 }
 
 impl Stdin {
@@ -45,6 +52,8 @@ impl Stdin {
             keeping: true,
             again: 0,
             ended: false,
+            read: 0,
+            enlarged: false,
         })
     }
 
@@ -112,6 +121,12 @@ impl Stdin {
             }
         };
         self.ended = len == 0;
+        self.read = self.read.saturating_add(len as u64);
+        if self.read > MUCH_BYTES && !self.enlarged {
+            self.enlarged = true;
+            // Over the user's limit, or where it is no pipe, it stays as it is.
+            let _ = rustix::pipe::fcntl_setpipe_size(self.fd, PIPE_BYTES);
+        }
         if self.keeping {
             self.kept
                 .extend_from_slice(space.get(..len).unwrap_or_default());
