@@ -1,7 +1,7 @@
 //! A program's side: connect to a server, start jobs, take what they write and
 //! what became of them.
 //!
-//! [`connect`] gives a [`Connection`], one value that owns its socket, its
+//! [`connect()`] gives a [`Connection`], one value that owns its socket, its
 //! session and everything half done. [`Connection::next`] is the only thing to
 //! wait for; what a program wants is put in with plain methods. Nothing runs
 //! behind its back, so dropping the value is the end of the connection.

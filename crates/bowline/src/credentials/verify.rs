@@ -104,7 +104,7 @@ pub fn hmac(secret: &[u8], message: &[u8]) -> [u8; 32] {
     mac
 }
 
-/// Whether `mac` is [`hmac`] of `message`; takes the same time wherever they differ.
+/// Whether `mac` is [`hmac()`] of `message`; takes the same time wherever they differ.
 pub fn verify_hmac(secret: &[u8], message: &[u8], mac: &[u8; 32]) -> bool {
     hmac::verify(
         &hmac::Key::new(hmac::HMAC_SHA256, secret),

@@ -13,7 +13,7 @@ use crate::hosts::Pinning;
 /// Show the host key of a server and pin it
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TrustFlags {
-    /// The machine: host[:port] or a configured name
+    #[arg(help = "The machine: host[:port] or a configured name")]
     pub(crate) target: String,
     /// Pin without asking: you take the key that is shown now for the right one
     #[arg(long, short)]

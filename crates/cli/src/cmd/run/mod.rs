@@ -35,7 +35,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Run a command on another machine
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RunFlags {
-    /// The machine: [user@]host[:port], unix:PATH, ssh:[user@]host, a configured name, or local
+    #[arg(
+        help = "The machine: [user@]host[:port], unix:PATH, ssh:[user@]host, a configured name, or local"
+    )]
     pub(crate) target: String,
     /// The program and its arguments, exactly as they are
     #[arg(last = true, value_name = "PROGRAM", required_unless_present = "shell")]
