@@ -604,3 +604,13 @@ fn a_unix_socket_lets_in_by_uid() {
         assert_eq!(text(&done.stdout), "root\n");
     }
 }
+
+/// Without `AWS_LC_SYS_NO_JITTER_ENTROPY` (`.cargo/config.toml`) AWS-LC seeds itself from the jitter of
+/// the CPU, which costs every process about 40 ms.
+#[test]
+fn the_build_leaves_randomness_to_the_kernel() {
+    let program = std::fs::read(bowline()).unwrap();
+    let names = |name: &[u8]| program.windows(name.len()).any(|window| window == name);
+    assert!(names(b"aws_lc_"), "the program has its symbols");
+    assert!(!names(b"jent_entropy"), "built with jitter entropy");
+}

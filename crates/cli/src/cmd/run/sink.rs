@@ -325,47 +325,72 @@ mod tests {
         fd.as_fd()
     }
 
-    #[tokio::test]
-    async fn a_reader_that_stops_does_not_stop_the_putter_and_nothing_is_lost() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let written = Arc::new(Written::default());
-        let mut sink = Sink::new(leaked(writer.into()), written.clone());
-        let piece = Bytes::from(vec![b'x'; 100_000]);
-        for _ in 0..10 {
-            sink.put(piece.clone(), 100_000);
+    async fn news(sink: &mut Sink, written: &Written) {
+        tokio::select! {
+            () = written.changed() => {}
+            () = sink.writable(), if sink.is_waiting() => sink.pump(),
         }
-        assert!(!sink.is_empty(), "a pipe holds less than that");
-        let reading = std::thread::spawn(move || {
-            let mut all = vec![0; 1_000_000];
-            let mut reader = reader;
-            reader.read_exact(&mut all).unwrap();
-            all
-        });
-        let mut arrived = 0;
-        while !sink.is_empty() {
-            written.changed().await;
-            arrived += sink.arrived();
-        }
-        sink.close();
-        assert_eq!(arrived, 1_000_000);
-        assert!(reading.join().unwrap().iter().all(|byte| *byte == b'x'));
+    }
+
+    /// Both ways of writing: without blocking, and through a thread.
+    fn sinks(fd: BorrowedFd<'static>, written: &Arc<Written>) -> [Sink; 2] {
+        let mut threaded = Sink::new(fd, written.clone());
+        assert!(threaded.nowait, "a pipe");
+        threaded.nowait = false;
+        [Sink::new(fd, written.clone()), threaded]
     }
 
     #[tokio::test]
-    async fn a_closed_reader_is_an_error_in_both_ways_of_writing() {
-        for len in [10, 1_000_000] {
+    async fn a_reader_that_stops_does_not_stop_the_putter_and_nothing_is_lost() {
+        for way in [0, 1] {
             let (reader, writer) = std::io::pipe().unwrap();
-            drop(reader);
             let written = Arc::new(Written::default());
-            let mut sink = Sink::new(leaked(writer.into()), written.clone());
-            sink.put(Bytes::from(vec![b'x'; len]), len as u64);
-            let error = loop {
-                if let Some(error) = sink.failure() {
-                    break error;
-                }
-                written.changed().await;
-            };
-            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            let [nowait, threaded] = sinks(leaked(writer.into()), &written);
+            let mut sink = if way == 0 { nowait } else { threaded };
+            for number in 0..10 {
+                sink.put(Bytes::from(vec![number; 100_000]), 100_000);
+            }
+            let mut arrived = sink.arrived();
+            assert!(!sink.is_empty(), "a pipe holds less than that");
+            let reading = std::thread::spawn(move || {
+                let mut all = vec![0; 1_000_000];
+                let mut reader = reader;
+                reader.read_exact(&mut all).unwrap();
+                all
+            });
+            while !sink.is_empty() {
+                news(&mut sink, &written).await;
+                arrived += sink.arrived();
+            }
+            sink.close();
+            assert_eq!(arrived, 1_000_000);
+            let all = reading.join().unwrap();
+            let in_order = all
+                .chunks(100_000)
+                .zip(0..)
+                .all(|(piece, number)| piece.iter().all(|byte| *byte == number));
+            assert!(in_order);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_reader_is_an_error_in_every_way_of_writing() {
+        for len in [10, 1_000_000] {
+            for way in [0, 1] {
+                let (reader, writer) = std::io::pipe().unwrap();
+                drop(reader);
+                let written = Arc::new(Written::default());
+                let [nowait, threaded] = sinks(leaked(writer.into()), &written);
+                let mut sink = if way == 0 { nowait } else { threaded };
+                sink.put(Bytes::from(vec![b'x'; len]), len as u64);
+                let error = loop {
+                    if let Some(error) = sink.failure() {
+                        break error;
+                    }
+                    news(&mut sink, &written).await;
+                };
+                assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            }
         }
     }
 }
