@@ -5,6 +5,7 @@
     reason = "a program exports nothing, so `pub` can only mean its own modules"
 )]
 
+mod clock;
 mod cmd;
 mod config;
 mod duration;

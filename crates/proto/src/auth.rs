@@ -34,16 +34,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+pub use crate::limits::{PROOFS_MAX, USER_BYTES_MAX};
 use crate::sshsig::SSHSIG_BYTES_MAX;
 
 /// The SSHSIG namespace of bowline's proofs: a signature made for anything else never counts.
 pub const NAMESPACE: &str = "auth@bowline";
 /// The label of the TLS exporter that binds a proof to its connection.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-bowline-auth";
-/// The most proofs in one `auth`.
-pub const PROOFS_MAX: usize = 4;
-/// The most bytes of a user's name; longer than useradd or any directory allows.
-pub const USER_BYTES_MAX: usize = 256;
 
 /// Ties a proof to one connection, so that it is worth nothing on another.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

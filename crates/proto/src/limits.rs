@@ -41,7 +41,7 @@ pub const BULK_OUT_PAUSE: usize = 128 * 1024;
 
 /// Proofs in one `auth`.
 pub const PROOFS_MAX: usize = 4;
-/// The longest user name.
+/// The longest user name; longer than useradd or any directory allows.
 pub const USER_BYTES_MAX: usize = 256;
 /// Jobs in one `jobs` message; more come in further ones.
 pub const JOBS_PER_MESSAGE_MAX: usize = 32;

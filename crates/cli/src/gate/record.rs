@@ -76,7 +76,7 @@ pub(super) struct Keep {
 #[derive(Debug)]
 enum Request {
     Asked(Asked, oneshot::Sender<bool>),
-    Ended(JobId, i32, Box<Exit>, Option<oneshot::Sender<bool>>),
+    Ended(JobId, i32, Box<Exit>),
     List {
         user: String,
         ended: bool,
@@ -125,7 +125,7 @@ impl Recorder {
     pub(super) fn ended(&self, job: JobId, pid: i32, exit: &Exit) {
         let _ = self
             .0
-            .send(Request::Ended(job, pid, Box::new(exit.clone()), None));
+            .send(Request::Ended(job, pid, Box::new(exit.clone())));
     }
 
     /// The jobs of `user`, the latest first.
@@ -177,10 +177,7 @@ fn write(connection: &mut Connection, batch: Vec<Request>) -> rusqlite::Result<(
                 insert(&transaction, &asked)?;
                 answers.push(answer);
             }
-            Request::Ended(job, pid, exit, answer) => {
-                update(&transaction, job, pid, &exit)?;
-                answers.extend(answer);
-            }
+            Request::Ended(job, pid, exit) => update(&transaction, job, pid, &exit)?,
             Request::List {
                 user,
                 ended,

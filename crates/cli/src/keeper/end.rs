@@ -14,7 +14,8 @@ use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Jobs, Serial};
 use super::journal::{EndRecord, Record};
 use super::tree::Cookies;
-use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree, unix_ms, wait};
+use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree, wait};
+use crate::clock::unix_ms;
 use crate::ipc::{Cause, Exited, Scope, Stream, ToGate, Tree};
 
 /// What is to be done to whole trees when the loop has handled all that there

@@ -19,13 +19,14 @@ use std::rc::Rc;
 use bowline_proto::id::JobId;
 use rustix::process::{Pid, Signal};
 
+use super::Keeper;
 use super::cgroup::Cgroup;
 use super::journal::{EndRecord, JobImage, Record};
 use super::requests::Start;
 use super::spawn::{self, Pending};
 use super::state::{JobState, KeeperState};
 use super::tree::Roots;
-use super::{Keeper, unix_ms};
+use crate::clock::unix_ms;
 use crate::ipc::{Cause, Exited, JobSnapshot, RefuseCode, Source, Stdin, Stream, ToGate, Tree};
 
 /// Names a job within this keeper; never used twice.

@@ -45,7 +45,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signalfd::SignalFd;
@@ -462,9 +462,4 @@ fn describe(status: Option<WaitIdStatus>) -> String {
         (_, Some(signal)) => format!("signal {signal}"),
         _ => "unknown".to_owned(),
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -191,7 +191,7 @@ impl Keeper {
             protocol: &claim.protocol,
             proofs: &claim.proofs,
             peer,
-            now_unix: super::unix_ms() / 1000,
+            now_unix: crate::clock::unix_ms() / 1000,
         };
         let decision = self.policy.decide(&asked)?;
         let granted = |token| Granted {

@@ -16,7 +16,8 @@ use super::jobs::{Job, JobPhase, Pipes, Serial};
 use super::journal::{OnDisconnect, Record, StartRecord};
 use super::requests::Start;
 use super::spawn::{self, Program, Progress, Spawned, Stage};
-use super::{Keeper, Timer, Token, tree, unix_ms};
+use super::{Keeper, Timer, Token, tree};
+use crate::clock::unix_ms;
 use crate::ipc::{NotStarted, RefuseCode, Stdin, ToGate};
 
 /// How a start failed before there was a process.

@@ -22,7 +22,8 @@ use super::journal::{self, Journal, KeeperRecord};
 use super::program::Own;
 use super::spawn::{self, Ids, Image, Program};
 use super::takeover::{self, Question, Takeover};
-use super::{Keeper, Phase, Setup, Token, unix_ms};
+use super::{Keeper, Phase, Setup, Token};
+use crate::clock::unix_ms;
 use crate::config::ServerConfig;
 
 /// The accounts that the gate of a root keeper runs as, the first that exists.

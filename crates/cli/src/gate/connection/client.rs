@@ -11,8 +11,9 @@ use bowline_proto::session::{Event, ServerEvent, SessionError, Step};
 
 use super::super::job::Job;
 use super::super::record::Asked;
-use super::super::{Live, spec, unix_ms};
+use super::super::{Live, spec};
 use super::{Authenticated, Connection, EARLY_SIGNALS_MAX, Phase, Shown, order, refused};
+use crate::clock::unix_ms;
 use crate::ipc::ToKeeper;
 
 impl Connection {

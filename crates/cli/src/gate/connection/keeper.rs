@@ -10,8 +10,8 @@ use bowline_proto::outcome::{Happened, Outcome};
 
 use super::super::job::{Reaped, not_started};
 use super::super::link::Letter;
-use super::super::unix_ms;
 use super::{Authenticated, Connection, Phase, Shown, refusal};
+use crate::clock::unix_ms;
 use crate::ipc::{DenyCode, Granted, ToGate};
 
 impl Connection {
