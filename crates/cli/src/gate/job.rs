@@ -63,6 +63,43 @@ impl Reaped {
             unix_ms,
         }
     }
+
+    /// What became of the job, by what the keeper saw.
+    pub(super) fn outcome(&self, started_ms: Option<u64>) -> Outcome {
+        let (happened, code, signal, core_dumped) = match self.exited {
+            Exited::Lost => (Happened::Lost, None, None, false),
+            Exited::Code(code) => (made(self.cause, Happened::Exited), Some(code), None, false),
+            Exited::Signal {
+                signal,
+                core_dumped,
+            } => (
+                made(self.cause, Happened::Signaled),
+                None,
+                Some(signal),
+                core_dumped,
+            ),
+        };
+        let signal = match self.cause {
+            // What was asked for says more than the SIGKILL that may have come of it.
+            Some(Cause::Cancelled(asked)) => Some(asked),
+            _ => signal,
+        };
+        Outcome {
+            outcome: happened,
+            code,
+            signal,
+            core_dumped,
+            kill: match self.tree {
+                Tree::LeftAlone => None,
+                Tree::Exact => Some(Kill::Exact),
+                Tree::BestEffort => Some(Kill::BestEffort),
+            },
+            started_ms,
+            ended_ms: Some(self.unix_ms),
+            error: self.cause.and_then(error_of).map(str::to_owned),
+            message: None,
+        }
+    }
 }
 
 /// The end of a pipe that a program writes to.
@@ -429,49 +466,16 @@ impl Job {
         if self.stdout.pipe.is_some() || self.stderr.pipe.is_some() {
             return None;
         }
-        // Streams that the server lost make a job one that it ended, however fast the program was.
-        let lost_streams = self.note.map(|_| Cause::Cancelled(libc::SIGKILL));
-        let cause = reaped.cause.or(lost_streams);
-        let (happened, code, signal, core_dumped) = match (cause, reaped.exited) {
-            (_, Exited::Lost) => (Happened::Lost, None, None, false),
-            (cause, Exited::Code(code)) => (made(cause, Happened::Exited), Some(code), None, false),
-            (
-                cause,
-                Exited::Signal {
-                    signal,
-                    core_dumped,
-                },
-            ) => (
-                made(cause, Happened::Signaled),
-                None,
-                Some(signal),
-                core_dumped,
-            ),
-        };
-        let signal = match reaped.cause {
-            // What was asked for says more than the SIGKILL that may have come of it.
-            Some(Cause::Cancelled(asked)) => Some(asked),
-            _ => signal,
-        };
-        Some(Outcome {
-            outcome: happened,
-            code,
-            signal,
-            core_dumped,
-            kill: match reaped.tree {
-                Tree::LeftAlone => None,
-                Tree::Exact => Some(Kill::Exact),
-                Tree::BestEffort => Some(Kill::BestEffort),
-            },
-            started_ms: self.started_ms,
-            ended_ms: Some(reaped.unix_ms),
-            error: self
-                .note
-                .map(|(code, _)| code)
-                .or_else(|| reaped.cause.and_then(error_of))
-                .map(str::to_owned),
-            message: self.note.map(|(_, message)| message.to_owned()),
-        })
+        let mut outcome = reaped.outcome(self.started_ms);
+        if let Some((code, message)) = self.note {
+            // Streams that the server lost make a job one that it ended, however fast the program was.
+            if reaped.cause.is_none() && outcome.outcome != Happened::Lost {
+                outcome.outcome = Happened::Cancelled;
+            }
+            outcome.error = Some(code.to_owned());
+            outcome.message = Some(message.to_owned());
+        }
+        Some(outcome)
     }
 
     /// The outcome with the offsets of the streams.
@@ -549,5 +553,37 @@ fn said(errno: i32) -> String {
     match text.split_once(" (os error") {
         Some((text, _)) => text.to_owned(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_keeper_saw_is_the_outcome() {
+        let of = |exited, cause| Reaped::new(exited, cause, Tree::Exact, 7).outcome(Some(3));
+        let killed = Exited::Signal {
+            signal: libc::SIGKILL,
+            core_dumped: false,
+        };
+        assert_eq!(of(Exited::Code(4), None).outcome, Happened::Exited);
+        assert_eq!(of(killed, None).outcome, Happened::Signaled);
+        // Its time was up, whoever was there to see it.
+        let timed_out = of(killed, Some(Cause::TimedOut));
+        assert_eq!(timed_out.outcome, Happened::TimedOut);
+        assert_eq!(timed_out.error, None);
+        let dropped = of(killed, Some(Cause::Disconnected));
+        assert_eq!(dropped.outcome, Happened::Cancelled);
+        assert_eq!(dropped.error.as_deref(), Some("disconnected"));
+        let asked = of(killed, Some(Cause::Cancelled(libc::SIGTERM)));
+        assert_eq!(asked.signal, Some(libc::SIGTERM));
+        // A status that nobody saw is none, whatever was asked for.
+        for cause in [None, Some(Cause::TimedOut), Some(Cause::Draining)] {
+            let lost = of(Exited::Lost, cause);
+            assert_eq!((lost.outcome, lost.code), (Happened::Lost, None));
+        }
+        assert_eq!(asked.kill, Some(Kill::Exact));
+        assert_eq!((asked.started_ms, asked.ended_ms), (Some(3), Some(7)));
     }
 }

@@ -13,12 +13,12 @@ use bowline::driver::Wire;
 use bowline::net::Socket;
 use bowline::net::tls::{self, HostSigner};
 use bowline_proto::message::Exit;
-use bowline_proto::outcome::{Happened, Outcome};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, Shown};
+use super::job::Reaped;
 use super::limits::Limits;
 use super::link::Link;
 use super::{Incoming, Shared, lock};
@@ -140,11 +140,10 @@ impl Worker {
                 tree,
                 unix_ms,
             } => {
-                let ended = Some((exited, cause, tree, unix_ms));
-                let outcome = left_alone(ended);
                 self.shared.leave(job);
+                let reaped = Reaped::new(exited, cause, tree, unix_ms);
                 let exit = Exit {
-                    outcome,
+                    outcome: reaped.outcome(None),
                     ..Exit::default()
                 };
                 self.shared.recorder.ended(job, 0, &exit);
@@ -159,9 +158,10 @@ impl Worker {
     /// resumed its tree ends with it.
     fn adopt(&self, snapshot: &JobSnapshot) {
         tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
-        if snapshot.ended.is_some() {
+        if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
+            let reaped = Reaped::new(exited, cause, tree, unix_ms);
             let exit = Exit {
-                outcome: left_alone(snapshot.ended),
+                outcome: reaped.outcome(Some(snapshot.started_unix_ms)),
                 ..Exit::default()
             };
             self.shared
@@ -263,35 +263,6 @@ impl Worker {
         // There will be no other: the keeper sees the gate end and ends too.
         std::process::exit(0);
     }
-}
-
-/// The outcome of a job whose client was lost with an earlier gate.
-fn left_alone(
-    ended: Option<(crate::ipc::Exited, Option<Cause>, crate::ipc::Tree, u64)>,
-) -> Outcome {
-    use crate::ipc::Exited;
-    let Some((exited, cause, _, unix_ms)) = ended else {
-        return Outcome::default();
-    };
-    let mut outcome = match exited {
-        Exited::Code(code) => Outcome {
-            outcome: Happened::Exited,
-            code: Some(code),
-            ..Outcome::default()
-        },
-        Exited::Signal { signal, .. } => Outcome {
-            outcome: Happened::Signaled,
-            signal: Some(signal),
-            ..Outcome::default()
-        },
-        Exited::Lost => Outcome::default(),
-    };
-    if cause.is_some() && outcome.outcome != Happened::Lost {
-        outcome.outcome = Happened::Cancelled;
-        outcome.error = Some("disconnected".to_owned());
-    }
-    outcome.ended_ms = Some(unix_ms);
-    outcome
 }
 
 fn nonce() -> io::Result<[u8; 32]> {
