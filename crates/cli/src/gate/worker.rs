@@ -12,7 +12,9 @@ use anyhow::Context as _;
 use bowline::driver::Wire;
 use bowline::net::Socket;
 use bowline::net::tls::{self, HostSigner};
+use bowline_proto::id::JobId;
 use bowline_proto::message::Exit;
+use bowline_proto::outcome::Outcome;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
@@ -142,12 +144,7 @@ impl Worker {
             } => {
                 self.shared.leave(job);
                 let reaped = Reaped::new(exited, cause, tree, unix_ms);
-                let exit = Exit {
-                    outcome: reaped.outcome(None),
-                    ..Exit::default()
-                };
-                self.shared.recorder.ended(job, 0, &exit);
-                self.link.send(&ToKeeper::Released { job });
+                self.over(job, 0, reaped.outcome(None));
             }
             // An answer to a connection that is gone; what it asked for was ended with it.
             _ => {}
@@ -160,14 +157,8 @@ impl Worker {
         tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
         if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
             let reaped = Reaped::new(exited, cause, tree, unix_ms);
-            let exit = Exit {
-                outcome: reaped.outcome(Some(snapshot.started_unix_ms)),
-                ..Exit::default()
-            };
-            self.shared
-                .recorder
-                .ended(snapshot.job, snapshot.pid, &exit);
-            self.link.send(&ToKeeper::Released { job: snapshot.job });
+            let outcome = reaped.outcome(Some(snapshot.started_unix_ms));
+            self.over(snapshot.job, snapshot.pid, outcome);
             return;
         }
         self.shared.enter(snapshot.job, super::adopted(snapshot));
@@ -176,6 +167,17 @@ impl Worker {
             cause: Cause::Disconnected,
             first: rustix::process::Signal::HUP.as_raw(),
         });
+    }
+
+    /// A job that no connection is there for is over: what became of it is
+    /// recorded, and the keeper may forget it.
+    fn over(&self, job: JobId, pid: i32, outcome: Outcome) {
+        let exit = Exit {
+            outcome,
+            ..Exit::default()
+        };
+        self.shared.recorder.ended(job, pid, &exit);
+        self.link.send(&ToKeeper::Released { job });
     }
 
     async fn accept(self: Rc<Self>, listener: Listener, stop: CancellationToken) {
