@@ -12,7 +12,7 @@ use bowline_proto::limits::{
     CHANNELS_MAX, CONTROL_OUT_PAUSE, FRAME_BYTES_MAX, HEADER_BYTES_MAX, PROTOCOL,
 };
 use bowline_proto::message::{
-    Attach, Auth, Bye, Exit, Forget, Granted, Hello, Jobs, List, Message, Ping, Pong, Refused,
+    Attach, Auth, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, Message, Ping, Pong, Refused,
     Resize, Signal, Start, Started, Window,
 };
 use bowline_proto::session::{Event, ServerEvent, ServerHandshake, Session, Step};
@@ -113,6 +113,7 @@ pub fn message_target(data: &[u8]) {
         Kind::Forget => through::<Forget>(header),
         Kind::List => through::<List>(header),
         Kind::Jobs => through::<Jobs>(header),
+        Kind::Gap => through::<Gap>(header),
         Kind::Ping => through::<Ping>(header),
         Kind::Pong => through::<Pong>(header),
         Kind::Bye => through::<Bye>(header),
@@ -213,8 +214,9 @@ fn client_session(granted: bool) -> Session {
     session.start(&start, b"x\0").unwrap();
     let attach = Attach {
         job: start.job,
-        stdout: 1 << 40,
-        stderr: u64::MAX - 10,
+        stdout: Some(1 << 40),
+        stderr: Some(u64::MAX - 10),
+        ..Attach::default()
     };
     session.attach(&attach).unwrap();
     if granted {

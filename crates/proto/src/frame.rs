@@ -86,6 +86,8 @@ kinds! {
     List = 0x28,
     /// Some of them.
     Jobs = 0x29,
+    /// Part of a stream was dropped; it goes on at a later offset. Since minor 1.
+    Gap = 0x2a,
     /// Ask for a [`Kind::Pong`].
     Ping = 0x30,
     /// The answer to a [`Kind::Ping`].

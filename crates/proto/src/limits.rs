@@ -5,6 +5,9 @@
 /// The name of the protocol in ALPN, in hello and in what is signed.
 pub const PROTOCOL: &str = "bowline/1";
 
+/// What this code can rely on within the protocol: `minor` of its hello (PROTOCOL.md, section 10).
+pub const MINOR: u32 = 1;
+
 /// The fixed part of a frame.
 pub const PRELUDE_BYTES: usize = 12;
 /// The longest frame before the connection is authenticated, prelude included.

@@ -72,7 +72,7 @@ macro_rules! messages {
 
 messages!(
     Hello, Auth, Granted, Refused, Start, Started, Attach, Signal, Resize, Window, Exit, Forget,
-    List, Jobs, Ping, Pong, Bye
+    List, Jobs, Gap, Ping, Pong, Bye
 );
 
 /// The first message of each side, on channel 0. The server's is half-RTT data.
@@ -153,6 +153,47 @@ pub struct Start {
     /// Wait for the end of the output as long as it takes, not only a moment.
     #[serde(default, skip_serializing_if = "is_default")]
     pub wait_output: bool,
+    /// What the server does when no connection is attached any more. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_disconnect: OnDisconnect,
+    /// With `keep`: how long nobody may be attached; the server's own time where there is
+    /// none. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// The job belongs to no connection, and its output is kept on disk. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub detach: bool,
+    /// With `detach`: what happens when the output has no room left. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub spool: SpoolPolicy,
+    /// With `detach`: that room, in bytes of each stream; the server's own limit where there
+    /// is none, or where that is less. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_bytes: Option<u64>,
+}
+
+/// What becomes of a job when the last connection that was attached to it is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDisconnect {
+    /// Its whole tree is ended.
+    #[default]
+    Kill,
+    /// It goes on for the grace time, as far as its output finds room.
+    Keep,
+}
+
+/// What becomes of a detached job whose output has no room left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpoolPolicy {
+    /// The program waits.
+    #[default]
+    Block,
+    /// The oldest output is dropped; readers see the gap.
+    DropOldest,
+    /// The whole tree is ended.
+    Kill,
 }
 
 impl Start {
@@ -218,20 +259,71 @@ pub struct Started {
     /// The offset of stdin that the server expects next. After `attach`, stdin goes on here.
     #[serde(default, skip_serializing_if = "is_default")]
     pub stdin: u64,
+    /// Stdin is not to be sent on this channel: it has ended, the program has none, or it was not
+    /// asked for. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stdin_closed: bool,
+    /// Where stdout goes on, if that is not where it was asked for: what is before was dropped,
+    /// or nobody named an offset. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<u64>,
+    /// The same for stderr. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<u64>,
 }
 
 /// Attach to a job; output is wanted from these offsets on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// Which job.
     #[serde(with = "job_id")]
     pub job: Option<JobId>,
-    /// The first byte of stdout that is wanted.
-    #[serde(default)]
-    pub stdout: u64,
-    /// The first byte of stderr that is wanted.
-    #[serde(default)]
-    pub stderr: u64,
+    /// The first byte of stdout that is wanted; `None`: this stream is not wanted, since minor 1.
+    #[serde(default = "beginning")]
+    pub stdout: Option<u64>,
+    /// The same for stderr.
+    #[serde(default = "beginning")]
+    pub stderr: Option<u64>,
+    /// What the streams that are wanted begin with. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub from: AttachFrom,
+    /// Whether this attachment is to be the one that stdin comes from. Since minor 1.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub stdin: bool,
+}
+
+impl Attach {
+    /// Where each of the two streams begins, as far as the client can say: `None` where it is not
+    /// wanted, 0 where only the server knows.
+    pub(crate) fn offsets(&self) -> [Option<u64>; 2] {
+        let named = self.from == AttachFrom::Offset;
+        [self.stdout, self.stderr].map(|offset| offset.map(|offset| if named { offset } else { 0 }))
+    }
+}
+
+impl Default for Attach {
+    fn default() -> Self {
+        Self {
+            job: None,
+            stdout: beginning(),
+            stderr: beginning(),
+            from: AttachFrom::default(),
+            stdin: true,
+        }
+    }
+}
+
+/// Where an attachment's output begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttachFrom {
+    /// At the offsets that `attach` names.
+    #[default]
+    Offset,
+    /// With the oldest byte that is kept, whatever the offsets say.
+    Start,
+    /// With the next byte that the program writes.
+    Now,
 }
 
 /// Send a signal: to the job of the channel, or on channel 0 to the job named.
@@ -331,6 +423,15 @@ pub struct JobRow {
     pub outcome: Option<Outcome>,
 }
 
+/// Part of a job's output was dropped before this attachment read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Which stream.
+    pub stream: Stream,
+    /// The offset of the next byte that comes.
+    pub offset: u64,
+}
+
 /// Ask for a `pong` with the same id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -407,6 +508,18 @@ impl JobRow {
             ..self.clone()
         }
     }
+}
+
+fn beginning() -> Option<u64> {
+    Some(0)
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_proto::auth::{self, Binding, EXPORTER_LABEL, Proof};
-use bowline_proto::limits::PROTOCOL;
+use bowline_proto::limits::{MINOR, PROTOCOL};
 use bowline_proto::message::{Auth, Hello};
 use bowline_proto::session::Session;
 use rustls::pki_types::ServerName;
@@ -188,6 +188,7 @@ async fn open(
     } = access;
     let hello = Hello {
         protocol: PROTOCOL.to_owned(),
+        minor: MINOR,
         software: options.software.clone(),
         ..Hello::default()
     };

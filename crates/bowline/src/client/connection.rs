@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{
-    Auth, Bye, Exit, Granted, Hello, Jobs, List, Ping, Pong, Refused, Signal, Start, Started,
+    Attach, Auth, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, OnDisconnect, Ping, Pong,
+    Refused, Signal, SpoolPolicy, Start, Started,
 };
 use bowline_proto::session::{Event, PutError, Session, SessionError, Step};
 use bytes::Bytes;
@@ -34,6 +35,17 @@ pub struct StartRequest {
     pub timeout_ms: Option<u64>,
     /// Wait for the end of the output for as long as it takes.
     pub wait_output: bool,
+    /// What the server does when nobody is attached any more. Like all that follows, to be asked
+    /// for only where [`Connection::minor`] is 1 or more.
+    pub on_disconnect: OnDisconnect,
+    /// With `Keep`: how long nobody may be attached, in milliseconds.
+    pub grace_ms: Option<u64>,
+    /// The job belongs to no connection; its output is kept on the server's disk.
+    pub detach: bool,
+    /// With `detach`: what happens when the output has no room left.
+    pub spool: SpoolPolicy,
+    /// With `detach`: that room, in bytes of each stream.
+    pub spool_bytes: Option<u64>,
 }
 
 impl StartRequest {
@@ -56,6 +68,11 @@ impl StartRequest {
             null_stdin: self.null_stdin,
             timeout_ms: self.timeout_ms,
             wait_output: self.wait_output,
+            on_disconnect: self.on_disconnect,
+            grace_ms: self.grace_ms,
+            detach: self.detach,
+            spool: self.spool,
+            spool_bytes: self.spool_bytes,
         };
         (start, payload)
     }
@@ -82,6 +99,8 @@ pub enum Happening {
     /// More of a job's stdin may be sent, or it has arrived; on
     /// [`Channel::CONNECTION`], what filled the connection's own buffer is sent.
     Room(Channel),
+    /// Part of a job's output was dropped by the server; the stream goes on at this offset.
+    Gap(Channel, Gap),
     /// A job's outcome, behind all of its output.
     Exit(Channel, Exit),
     /// What a channel asked for is not done.
@@ -196,6 +215,26 @@ impl Connection {
             return Ok(Channel(ahead.saturating_add(1)));
         }
         Ok(self.session.start(&start, &payload)?)
+    }
+
+    /// What both sides may rely on within the protocol; 0 before the server's hello has come.
+    pub fn minor(&self) -> u32 {
+        self.session.minor()
+    }
+
+    /// Attaches to a job that was started before, on this connection or another one, and gives the
+    /// channel that it will be on. [`Happening::Started`] says where its streams go on. To be asked
+    /// for once the server has let this client in.
+    ///
+    /// # Errors
+    /// [`ClientError::Session`] where too many jobs are on this connection.
+    pub fn attach(&mut self, attach: &Attach) -> Result<Channel, ClientError> {
+        Ok(self.session.attach(attach)?)
+    }
+
+    /// Tells the server that it may drop what it keeps of a job that has ended.
+    pub fn forget(&mut self, job: JobId) {
+        self.session.forget(&Forget { job: Some(job) });
     }
 
     /// Sends a signal to a job, or on [`Channel::CONNECTION`] to the one that it names.
@@ -358,6 +397,7 @@ impl Connection {
             Event::Granted(granted) => Happening::Granted(granted),
             Event::Started(started) => Happening::Started(channel, started),
             Event::Window(_) => Happening::Room(channel),
+            Event::Gap(gap) => Happening::Gap(channel, gap),
             Event::Exit(exit) => Happening::Exit(channel, exit),
             Event::Refused(refused) => Happening::Refused(channel, refused),
             Event::Jobs(jobs) => Happening::Jobs(jobs),

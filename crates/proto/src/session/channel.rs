@@ -7,6 +7,7 @@
 use super::flow::{RecvFlow, SendFlow};
 use super::phase::Role;
 use crate::frame::Stream;
+use crate::message::Started;
 
 /// How far a channel has come.
 ///
@@ -31,9 +32,10 @@ pub(super) enum Stage {
 pub(super) enum Opened {
     /// `start`: every stream begins at 0, and stdin may be sent at once.
     ByStart,
-    /// `attach`: output goes on at these offsets of stdout and stderr, and stdin
-    /// at the one that `started` tells.
-    ByAttach(u64, u64),
+    /// `attach`: output goes on at these offsets of stdout and stderr, or at those that
+    /// `started` tells, and stdin at the one that `started` tells. A stream without an
+    /// offset is not wanted.
+    ByAttach([Option<u64>; 2]),
 }
 
 /// A channel that is in use.
@@ -41,6 +43,8 @@ pub(super) enum Opened {
 pub(super) struct Attachment {
     pub(super) stage: Stage,
     attached: bool,
+    /// Whether stdout and stderr are wanted.
+    wanted: [bool; 2],
     streams: Streams,
 }
 
@@ -59,9 +63,9 @@ enum Streams {
 
 impl Attachment {
     pub(super) fn new(role: Role, opened: Opened, stage: Stage) -> Self {
-        let (attached, stdout, stderr) = match opened {
-            Opened::ByStart => (false, 0, 0),
-            Opened::ByAttach(stdout, stderr) => (true, stdout, stderr),
+        let (attached, offsets) = match opened {
+            Opened::ByStart => (false, [Some(0); 2]),
+            Opened::ByAttach(offsets) => (true, offsets),
         };
         let streams = match role {
             Role::Client => Streams::Client {
@@ -70,28 +74,67 @@ impl Attachment {
                 } else {
                     SendFlow::default()
                 },
-                output: [RecvFlow::from_offset(stdout), RecvFlow::from_offset(stderr)],
+                output: offsets.map(|it| it.map_or(RecvFlow::never(), RecvFlow::from_offset)),
             },
             Role::Server => Streams::Server {
                 stdin: RecvFlow::default(),
-                output: [SendFlow::from_offset(stdout), SendFlow::from_offset(stderr)],
+                output: offsets.map(|it| it.map_or(SendFlow::never(), SendFlow::from_offset)),
             },
         };
         Self {
             stage,
             attached,
+            wanted: offsets.map(|offset| offset.is_some()),
             streams,
         }
     }
 
-    /// The program runs, and its stdin goes on at `stdin`.
-    pub(super) fn run(&mut self, stdin: u64) {
+    /// The program runs, and its streams go on where `started` says. False where that is before
+    /// what was asked for: those bytes are there already.
+    pub(super) fn run(&mut self, started: &Started) -> bool {
+        let [stdout, stderr] = self.wanted;
+        let told = [
+            started.stdout.filter(|_| stdout),
+            started.stderr.filter(|_| stderr),
+        ];
         self.stage = Stage::Running;
-        if self.attached {
-            match &mut self.streams {
-                Streams::Client { stdin: flow, .. } => *flow = SendFlow::from_offset(stdin),
-                Streams::Server { stdin: flow, .. } => *flow = RecvFlow::from_offset(stdin),
+        match &mut self.streams {
+            Streams::Client { stdin, output } => {
+                if self.attached {
+                    *stdin = SendFlow::from_offset(started.stdin);
+                }
+                for (flow, offset) in output.iter_mut().zip(told) {
+                    match offset {
+                        Some(offset) if offset < flow.received() => return false,
+                        Some(offset) => *flow = RecvFlow::from_offset(offset),
+                        None => {}
+                    }
+                }
             }
+            Streams::Server { stdin, output } => {
+                if self.attached {
+                    *stdin = RecvFlow::from_offset(started.stdin);
+                }
+                for (flow, offset) in output.iter_mut().zip(told) {
+                    if let Some(offset) = offset {
+                        *flow = SendFlow::from_offset(offset);
+                    }
+                }
+            }
+        }
+        if started.stdin_closed {
+            self.without_stdin();
+        }
+        true
+    }
+
+    /// Whether a stream of output is wanted on this channel.
+    pub(super) fn wants(&self, stream: Stream) -> bool {
+        let [stdout, stderr] = self.wanted;
+        match stream {
+            Stream::Stdin => true,
+            Stream::Stdout => stdout,
+            Stream::Stderr => stderr,
         }
     }
 

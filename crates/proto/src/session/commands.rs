@@ -17,8 +17,8 @@ use crate::frame::{Flags, Kind, Stream};
 use crate::id::Channel;
 use crate::limits::{HEADER_BYTES_MAX, JOBS_PER_MESSAGE_MAX, PAYLOAD_BYTES_MAX};
 use crate::message::{
-    Attach, Auth, Bye, Exit, JobRow, Jobs, List, Message, MessageError, Ping, Refused, Resize,
-    Signal, Start, Started, Window,
+    Attach, Auth, Bye, Exit, Forget, Gap, JobRow, Jobs, List, Message, MessageError, Ping, Refused,
+    Resize, Signal, Start, Started, Window,
 };
 
 /// What the rows of one `jobs` may take; the rest of its header is `{"jobs":[],"more":false}`.
@@ -82,7 +82,7 @@ impl Session {
     /// [`SessionError::TooManyChannels`].
     pub fn attach(&mut self, attach: &Attach) -> Result<Channel, SessionError> {
         let channel = self.fresh_channel();
-        let opened = Opened::ByAttach(attach.stdout, attach.stderr);
+        let opened = Opened::ByAttach(attach.offsets());
         self.open(channel, opened, Stage::Asked)?;
         self.control(channel, attach);
         Ok(channel)
@@ -98,12 +98,31 @@ impl Session {
         }
     }
 
+    /// Tells the server that it may drop what it keeps of a job that has ended.
+    pub fn forget(&mut self, forget: &Forget) {
+        self.control(Channel::CONNECTION, forget);
+    }
+
+    /// A server: a stream goes on at a later offset, behind the data that was put; what is
+    /// between was dropped. Says nothing where the offset is not later, or to a peer that does
+    /// not know gaps: its caller ends the channel instead.
+    pub fn gap(&mut self, channel: Channel, gap: &Gap) -> bool {
+        let known = self.minor() >= 1;
+        let flow = self.open_end(channel, gap.stream);
+        let Some(flow) = flow.filter(|flow| known && flow.sent() < gap.offset) else {
+            return false;
+        };
+        flow.skip_to(gap.offset);
+        self.say(channel, Order::AfterData, gap);
+        true
+    }
+
     /// A server: the program runs. It is said once.
     pub fn started(&mut self, channel: Channel, started: &Started) {
         if let Some(attachment) = self.channels.get_mut(&channel.0)
             && attachment.stage == Stage::Asked
         {
-            attachment.run(started.stdin);
+            attachment.run(started);
             self.control(channel, started);
         }
     }

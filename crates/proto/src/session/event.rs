@@ -6,7 +6,7 @@ use crate::frame::{FrameError, Kind, Stream};
 use crate::id::Channel;
 use crate::limits::{CHANNELS_MAX, PROTOCOL};
 use crate::message::{
-    Attach, Bye, Exit, Forget, Granted, Hello, Jobs, List, MessageError, Ping, Pong, Refused,
+    Attach, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, MessageError, Ping, Pong, Refused,
     Resize, Signal, Start, Started,
 };
 
@@ -94,6 +94,8 @@ pub enum Event<'a> {
     Resize(Resize),
     /// The peer said how far a stream may go.
     Window(Stream),
+    /// Part of a stream was dropped; it goes on at the offset that this says.
+    Gap(Gap),
     /// The outcome.
     Exit(Exit),
     /// What was asked for is not done.

@@ -31,6 +31,9 @@ pub enum FlowError {
     /// Data behind the end of the stream.
     #[error("data behind the end of the stream")]
     PastEnd,
+    /// A gap that goes back or nowhere.
+    #[error("a gap that does not go forward")]
+    BadGap,
     /// A window that goes back, or that acknowledges what was never sent.
     #[error("a window that goes back or acknowledges what was not sent")]
     BadWindow,
@@ -102,6 +105,11 @@ impl SendFlow {
     /// Whether the end was sent.
     pub const fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// Goes on at a later offset: what is between was dropped.
+    pub(super) fn skip_to(&mut self, offset: u64) {
+        self.sent = self.sent.max(offset);
     }
 
     /// Counts `len` bytes as sent; the caller has asked for [`Self::room`].
@@ -198,16 +206,32 @@ impl RecvFlow {
         if self.ended {
             return Err(FlowError::PastEnd);
         }
-        let behind = self.received.saturating_add(len);
-        if behind > self.limit {
-            return Err(FlowError::PastLimit {
-                end: behind,
-                limit: self.limit,
-            });
-        }
+        // A gap may have led anywhere, also to where there is no next offset.
+        let behind = self.received.checked_add(len);
+        let behind = behind.filter(|&behind| behind <= self.limit);
+        let behind = behind.ok_or(FlowError::PastLimit {
+            end: self.received.saturating_add(len),
+            limit: self.limit,
+        })?;
         self.received = behind;
         self.ended = end;
         self.blocked = blocked && behind > self.grown_behind;
+        Ok(())
+    }
+
+    /// The sender goes on at a later offset: what is between has nowhere to arrive. The limit stays
+    /// where it is, for the sender may have heard of it already; where that leaves no room, the
+    /// next announcement makes some.
+    pub(super) fn skip_to(&mut self, offset: u64) -> Result<(), FlowError> {
+        if self.ended {
+            return Err(FlowError::PastEnd);
+        }
+        let skipped = offset.checked_sub(self.received);
+        let skipped = skipped.filter(|&skipped| skipped > 0);
+        let skipped = skipped.ok_or(FlowError::BadGap)?;
+        self.received = offset;
+        self.consumed = self.consumed.saturating_add(skipped);
+        self.blocked = false;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use crate::message::{Auth, Bye, Granted, Hello, Message, Refused};
 pub struct ServerHandshake {
     outbox: Outbox,
     state: State,
+    minor: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,7 @@ impl ServerHandshake {
         Self {
             outbox,
             state: State::Hello,
+            minor: hello.minor,
         }
     }
 
@@ -82,6 +84,7 @@ impl ServerHandshake {
                     return Err(SessionError::Protocol);
                 }
                 self.state = State::Auth;
+                self.minor = self.minor.min(hello.minor);
                 ServerEvent::Hello(hello)
             }
             (State::Auth, Kind::Auth) => {
@@ -105,7 +108,7 @@ impl ServerHandshake {
     pub fn granted<A>(mut self, granted: &Granted, _proof: &A) -> Session {
         self.outbox
             .message(Channel::CONNECTION, Order::First, granted);
-        Session::open_server(self.outbox)
+        Session::open_server(self.outbox, self.minor)
     }
 
     /// Tells the client why it is not let in; the connection ends when that is sent.

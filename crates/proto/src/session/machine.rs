@@ -10,7 +10,6 @@ use std::collections::btree_map::Entry;
 
 use super::channel::{Attachment, Opened, Stage};
 use super::event::{Event, SessionError, Step};
-use super::flow::RecvFlow;
 use super::outbox::{Order, Outbox};
 use super::phase::{self, Role};
 use crate::frame::{self, Bound, Frame, Kind, Stream};
@@ -19,7 +18,7 @@ use crate::limits::{
     CHANNELS_MAX, CONTROL_OUT_MAX, PROTOCOL, START_BYTES_MAX, WINDOW_GROWTH_PER_CONNECTION_MAX,
 };
 use crate::message::{
-    Attach, Bye, Exit, Forget, Granted, Hello, Jobs, List, Message, MessageError, Ping, Pong,
+    Attach, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, Message, MessageError, Ping, Pong,
     Refused, Resize, Signal, Start, Started, Window,
 };
 
@@ -37,6 +36,9 @@ pub struct Session {
     pub(super) role: Role,
     said_hello: bool,
     granted: bool,
+    /// What both sides may rely on: the smaller of the two numbers. 0 before both have said theirs.
+    minor: u32,
+    own_minor: u32,
     pub(super) outbox: Outbox,
     pub(super) channels: BTreeMap<u32, Attachment>,
     /// A server: the one start that is not whole yet.
@@ -47,11 +49,13 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(role: Role, outbox: Outbox) -> Self {
+    fn new(role: Role, outbox: Outbox, own_minor: u32) -> Self {
         Self {
             role,
             said_hello: role == Role::Server,
             granted: role == Role::Server,
+            minor: if role == Role::Server { own_minor } else { 0 },
+            own_minor,
             outbox,
             channels: BTreeMap::new(),
             pending: None,
@@ -60,14 +64,15 @@ impl Session {
         }
     }
 
-    pub(super) fn open_server(outbox: Outbox) -> Self {
-        Self::new(Role::Server, outbox)
+    /// `minor` is the smaller of what both sides have said.
+    pub(super) fn open_server(outbox: Outbox, minor: u32) -> Self {
+        Self::new(Role::Server, outbox, minor)
     }
 
     /// A client's session. Its `hello` and `auth` are queued, and what is
     /// started before the server has answered goes out in the same flight.
     pub fn client(hello: &Hello) -> Self {
-        let mut session = Self::new(Role::Client, Outbox::default());
+        let mut session = Self::new(Role::Client, Outbox::default(), hello.minor);
         session
             .outbox
             .message(Channel::CONNECTION, Order::First, hello);
@@ -82,6 +87,12 @@ impl Session {
     /// Whether the server has granted.
     pub fn is_granted(&self) -> bool {
         self.granted
+    }
+
+    /// The minor version that both sides may rely on; a client knows it once the server's
+    /// hello has come, and it is 0 before.
+    pub fn minor(&self) -> u32 {
+        self.minor
     }
 
     /// How many channels are in use.
@@ -150,6 +161,7 @@ impl Session {
                     return Err(SessionError::Protocol);
                 }
                 self.said_hello = true;
+                self.minor = hello.minor.min(self.own_minor);
                 Event::Hello(hello)
             }
             Kind::Granted => {
@@ -164,7 +176,7 @@ impl Session {
             }
             Kind::Attach => {
                 let attach = Attach::from_header(header)?;
-                let opened = Opened::ByAttach(attach.stdout, attach.stderr);
+                let opened = Opened::ByAttach(attach.offsets());
                 self.open(frame.channel, opened, Stage::Asked)?;
                 Event::Attach(attach)
             }
@@ -174,6 +186,7 @@ impl Session {
             Kind::Signal | Kind::Resize if self.is_late(frame.channel) => return Ok(None),
             Kind::Signal => Event::Signal(Signal::from_header(header)?),
             Kind::Resize => Event::Resize(Resize::from_header(header)?),
+            Kind::Gap => return self.on_gap(frame.channel, header),
             Kind::Exit => return self.on_exit(frame.channel, header),
             Kind::Refused => Event::Refused(Refused::from_header(header)?),
             Kind::Forget => Event::Forget(Forget::from_header(header)?),
@@ -209,7 +222,7 @@ impl Session {
             Kind::Signal => connection || known || late,
             Kind::Refused => connection || known,
             Kind::Resize | Kind::Window | Kind::Stdin => known || late,
-            Kind::Started | Kind::Exit | Kind::Stdout | Kind::Stderr => known,
+            Kind::Started | Kind::Exit | Kind::Gap | Kind::Stdout | Kind::Stderr => known,
             // `open` looks at the rest.
             Kind::Attach | Kind::Start => !connection,
         };
@@ -314,9 +327,32 @@ impl Session {
         let attachment = self.channels.get_mut(&channel.0);
         let attachment = attachment.filter(|attachment| attachment.stage == Stage::Asked);
         attachment
-            .ok_or(SessionError::NotPermitted(Kind::Started))?
-            .run(started.stdin);
-        Ok(Some(Event::Started(started)))
+            .is_some_and(|attachment| attachment.run(&started))
+            .then_some(Some(Event::Started(started)))
+            .ok_or(SessionError::NotPermitted(Kind::Started))
+    }
+
+    /// Part of a stream does not come.
+    fn on_gap<'a>(
+        &mut self,
+        channel: Channel,
+        header: &[u8],
+    ) -> Result<Option<Event<'a>>, SessionError> {
+        let gap = Gap::from_header(header)?;
+        let stream = gap.stream;
+        let running = self.channels.get_mut(&channel.0);
+        let running = running.filter(|attachment| attachment.stage == Stage::Running);
+        let flow = running.filter(|_| self.minor >= 1);
+        flow.and_then(|attachment| attachment.recv_mut(stream))
+            .ok_or(SessionError::NotPermitted(Kind::Gap))?
+            .skip_to(gap.offset)
+            .map_err(|source| SessionError::Flow {
+                channel,
+                stream,
+                source,
+            })?;
+        self.consumed(channel, stream, 0);
+        Ok(Some(Event::Gap(gap)))
     }
 
     /// An outcome is only true together with all of the output before it.
@@ -326,9 +362,13 @@ impl Session {
         header: &[u8],
     ) -> Result<Option<Event<'a>>, SessionError> {
         let exit = Exit::from_header(header)?;
-        let end = |stream| self.receiving(channel, stream).map(RecvFlow::received);
-        let whole =
-            end(Stream::Stdout) == Some(exit.stdout) && end(Stream::Stderr) == Some(exit.stderr);
+        let whole = |stream, end| {
+            let attachment = self.channels.get(&channel.0)?;
+            let received = attachment.recv(stream)?.received();
+            Some(received == end || !attachment.wants(stream))
+        };
+        let whole = whole(Stream::Stdout, exit.stdout) == Some(true)
+            && whole(Stream::Stderr, exit.stderr) == Some(true);
         whole
             .then_some(Some(Event::Exit(exit)))
             .ok_or(SessionError::Incomplete(channel))

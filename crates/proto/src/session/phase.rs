@@ -34,7 +34,8 @@ pub(super) const fn client_may_send(kind: Kind) -> bool {
         | Kind::Refused
         | Kind::Started
         | Kind::Exit
-        | Kind::Jobs => false,
+        | Kind::Jobs
+        | Kind::Gap => false,
     }
 }
 
@@ -49,6 +50,7 @@ pub(super) const fn server_may_send(kind: Kind, granted: bool) -> bool {
         | Kind::Window
         | Kind::Exit
         | Kind::Jobs
+        | Kind::Gap
         | Kind::Ping
         | Kind::Pong => granted,
         Kind::Stdin

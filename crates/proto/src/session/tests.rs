@@ -4,6 +4,7 @@
 //! Each random test prints its seed; `BOWLINE_SEED=n` runs that one alone, and
 //! `BOWLINE_SEEDS=n` so many.
 
+mod attachments;
 mod document;
 mod growth;
 mod hostile;
@@ -15,7 +16,7 @@ mod vectors;
 use super::*;
 use crate::frame::{Flags, Kind, Prelude, Stream};
 use crate::id::{Channel, JobId};
-use crate::limits::PROTOCOL;
+use crate::limits::{MINOR, PROTOCOL};
 use crate::message::{Auth, Granted, Hello, Message, Start};
 
 /// A generator of numbers that look random and come again with the same seed (xorshift64*).
@@ -66,6 +67,7 @@ fn seeds(count: u64) -> Vec<u64> {
 fn hello() -> Hello {
     Hello {
         protocol: PROTOCOL.to_owned(),
+        minor: MINOR,
         ..Hello::default()
     }
 }

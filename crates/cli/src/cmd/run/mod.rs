@@ -160,6 +160,8 @@ fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
             .timeout
             .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         wait_output: flags.wait_output,
+        // A drop ends the tree, for as long as this command does not resume.
+        ..StartRequest::default()
     })
 }
 

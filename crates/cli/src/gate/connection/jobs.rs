@@ -50,7 +50,7 @@ impl Connection {
             let started = Started {
                 pid,
                 unix_ms,
-                stdin: 0,
+                ..Started::default()
             };
             session.started(channel, &started);
         }

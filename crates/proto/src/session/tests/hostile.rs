@@ -8,8 +8,8 @@ use crate::limits::{
     HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX, START_BYTES_MAX, WINDOW_INITIAL,
 };
 use crate::message::{
-    Attach, Bye, Exit, Forget, JobRow, Jobs, List, MessageError, Ping, Pong, Refused, Resize,
-    Signal, Started, Window,
+    Attach, AttachFrom, Bye, Exit, Forget, Gap, JobRow, Jobs, List, MessageError, OnDisconnect,
+    Ping, Pong, Refused, Resize, Signal, SpoolPolicy, Started, Window,
 };
 use crate::outcome::{Happened, Outcome};
 
@@ -403,6 +403,11 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
         null_stdin: true,
         timeout_ms: Some(1),
         wait_output: true,
+        on_disconnect: OnDisconnect::Keep,
+        grace_ms: Some(2),
+        detach: true,
+        spool: SpoolPolicy::DropOldest,
+        spool_bytes: Some(3),
     };
     let row = JobRow {
         job,
@@ -425,11 +430,16 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
             pid: 1,
             unix_ms: 2,
             stdin: 3,
+            stdin_closed: true,
+            stdout: Some(4),
+            stderr: Some(5),
         }),
         value(&Attach {
             job,
-            stdout: 1,
-            stderr: 2,
+            stdout: Some(1),
+            stderr: Some(2),
+            from: AttachFrom::Start,
+            stdin: false,
         }),
         value(&Signal {
             signal: 1,
@@ -456,6 +466,10 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
         value(&Jobs {
             jobs: vec![row],
             more: true,
+        }),
+        value(&Gap {
+            stream: Stream::Stdout,
+            offset: 1,
         }),
         value(&Ping { id: 1 }),
         value(&Pong { id: 1 }),
@@ -484,6 +498,7 @@ pub(super) fn reads(kind: Kind, header: &str) -> bool {
         Kind::Forget => Forget::from_header(header).is_ok(),
         Kind::List => List::from_header(header).is_ok(),
         Kind::Jobs => Jobs::from_header(header).is_ok(),
+        Kind::Gap => Gap::from_header(header).is_ok(),
         Kind::Ping => Ping::from_header(header).is_ok(),
         Kind::Pong => Pong::from_header(header).is_ok(),
         Kind::Bye => Bye::from_header(header).is_ok(),
@@ -591,7 +606,12 @@ fn dictionary() -> Vec<Vec<u8>> {
         .iter()
         .map(|(kind, header)| {
             let on = match kind {
-                Kind::Started | Kind::Attach | Kind::Resize | Kind::Window | Kind::Exit => 1,
+                Kind::Started
+                | Kind::Attach
+                | Kind::Resize
+                | Kind::Window
+                | Kind::Exit
+                | Kind::Gap => 1,
                 _ => 0,
             };
             frame(*kind, Flags::NONE, on, header.to_string().as_bytes(), b"")

@@ -5,7 +5,8 @@ use super::*;
 use crate::auth::ProofJson;
 use crate::limits::WINDOW_INITIAL;
 use crate::message::{
-    Attach, Bye, Exit, Forget, Jobs, List, Ping, Pong, Refused, Resize, Signal, Started, Window,
+    Attach, Bye, Exit, Forget, Gap, Jobs, List, Ping, Pong, Refused, Resize, Signal, Started,
+    Window,
 };
 
 /// What a session makes of one frame.
@@ -68,6 +69,10 @@ fn sample(kind: Kind, channel: u32, window: Stream) -> Vec<u8> {
         Kind::Forget => message(channel, &Forget { job }),
         Kind::List => message(channel, &List::default()),
         Kind::Jobs => message(channel, &Jobs::default()),
+        Kind::Gap => {
+            let (stream, offset) = (Stream::Stdout, 7);
+            message(channel, &Gap { stream, offset })
+        }
         Kind::Ping => message(channel, &Ping { id: 1 }),
         Kind::Pong => message(channel, &Pong { id: 1 }),
         Kind::Bye => message(channel, &Bye::default()),
@@ -161,6 +166,7 @@ fn an_open_server_takes_this() {
         (Kind::Forget, "ecpccccc"),
         (Kind::List, "ecpccccc"),
         (Kind::Jobs, "pppppppp"),
+        (Kind::Gap, "pppppppp"),
         (Kind::Ping, "ecpccccc"),
         (Kind::Pong, "ecpccccc"),
         (Kind::Bye, "ecpccccc"),
@@ -201,6 +207,7 @@ fn an_open_client_takes_this() {
         (Kind::Forget, "ppppppp"),
         (Kind::List, "ppppppp"),
         (Kind::Jobs, "ecccccc"),
+        (Kind::Gap, "ccpepec"),
         (Kind::Ping, "ecccccc"),
         (Kind::Pong, "ecccccc"),
         (Kind::Bye, "ecccccc"),

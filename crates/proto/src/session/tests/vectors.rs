@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::*;
 use crate::frame::{self, Bound, FrameError};
 use crate::message::{
-    Attach, Bye, Exit, Forget, Jobs, List, MessageError, Ping, Pong, Refused, Resize, Signal,
+    Attach, Bye, Exit, Forget, Gap, Jobs, List, MessageError, Ping, Pong, Refused, Resize, Signal,
     Started, Window,
 };
 use crate::outcome::{Happened, Outcome};
@@ -77,6 +77,7 @@ fn rewritten(kind: Kind, header: &[u8]) -> Result<Vec<u8>, MessageError> {
         Kind::Forget => through::<Forget>(header),
         Kind::List => through::<List>(header),
         Kind::Jobs => through::<Jobs>(header),
+        Kind::Gap => through::<Gap>(header),
         Kind::Ping => through::<Ping>(header),
         Kind::Pong => through::<Pong>(header),
         Kind::Bye => through::<Bye>(header),
@@ -149,7 +150,7 @@ fn starts_of_the_vectors_hold_their_strings() {
             whole += 1;
         }
     }
-    assert_eq!(whole, 2);
+    assert_eq!(whole, 3);
 }
 
 #[test]
@@ -282,7 +283,7 @@ impl Play {
                 let started = Started {
                     pid: 4242,
                     unix_ms: 1_767_225_600_000,
-                    stdin: 0,
+                    ..Started::default()
                 };
                 session.started(channel, &started);
             }
