@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 pub(super) use self::outcome::{Reaped, not_started};
-use crate::ipc::{Exited, JobSpec, Tree};
+use crate::ipc::{Exited, JobSpec, Pty, Tree};
 
 /// Full frames of output in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
@@ -68,6 +68,12 @@ impl Output {
 
     fn open(&mut self, fd: OwnedFd) -> io::Result<()> {
         self.pipe = Some(pipe::Receiver::from_owned_fd(fd)?);
+        Ok(())
+    }
+
+    /// A terminal's master; EIO is how it says that nobody has the terminal any more.
+    fn open_master(&mut self, fd: OwnedFd) -> io::Result<()> {
+        self.pipe = Some(pipe::Receiver::from_owned_fd_unchecked(fd)?);
         Ok(())
     }
 
@@ -271,6 +277,8 @@ pub(super) struct Job {
     /// When the pipes are closed although somebody holds them still.
     deadline: Option<Pin<Box<Sleep>>>,
     sealed: bool,
+    /// It has a terminal: stdin and stdout are its master.
+    pty: Option<Pty>,
     /// Signals that came before the keeper could be asked for anything.
     pub(super) early: Vec<Signal>,
     /// Why the server itself ended it, where it did: a code and a sentence.
@@ -303,6 +311,7 @@ impl Job {
                 written: 0,
                 large: false,
             },
+            pty: spec.pty.clone(),
             stage: Stage::Recording(recording, Box::new(spec)),
             pid: 0,
             started_ms: None,
@@ -340,9 +349,21 @@ impl Job {
         if self.stdin.awaited {
             self.stdin.awaited = false;
             let fd = fds.next().ok_or_else(missing)?;
-            self.stdin.pipe = Some(pipe::Sender::from_owned_fd(fd)?);
+            self.stdin.pipe = Some(match self.pty {
+                Some(_) => pipe::Sender::from_owned_fd_unchecked(fd)?,
+                None => pipe::Sender::from_owned_fd(fd)?,
+            });
         }
-        self.stdout.open(fds.next().ok_or_else(missing)?)?;
+        if let Some(pty) = self.pty.clone() {
+            self.stdout.open_master(fds.next().ok_or_else(missing)?)?;
+            // It may have changed while the program was being started.
+            self.resize(pty.cols, pty.rows);
+            if !pty.stderr_pipe {
+                return Ok(());
+            }
+        } else {
+            self.stdout.open(fds.next().ok_or_else(missing)?)?;
+        }
         self.stderr.open(fds.next().ok_or_else(missing)?)
     }
 
@@ -353,6 +374,31 @@ impl Job {
             self.deadline = Some(Box::pin(tokio::time::sleep(wait)));
         }
         self.reaped = Some(reaped);
+    }
+
+    /// The client's terminal has a new size. One that comes before the program
+    /// runs is its first.
+    pub(super) fn resize(&mut self, cols: u16, rows: u16) {
+        let Some(pty) = &mut self.pty else { return };
+        (pty.cols, pty.rows) = (cols, rows);
+        // No size at all means that the client does not know.
+        if let Some(master) = &self.stdout.pipe
+            && cols > 0
+            && rows > 0
+        {
+            let size = rustix::termios::Winsize {
+                ws_row: rows,
+                ws_col: cols,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            let _ = rustix::termios::tcsetwinsize(master.as_fd(), size);
+        }
+    }
+
+    /// Whether what the program writes to stderr goes to its terminal.
+    pub(super) fn has_no_stderr(&self) -> bool {
+        self.pty.as_ref().is_some_and(|pty| !pty.stderr_pipe)
     }
 
     /// Takes stdin data. Gives how much of it is dealt with.
