@@ -17,7 +17,7 @@ use bowline_proto::message::{
 };
 use bowline_proto::session::{Event, ServerEvent, ServerHandshake, Session, Step};
 use bowline_proto::sshsig::SshSig;
-use bowline_proto::{grants, known_hosts};
+use bowline_proto::{copy, grants, known_hosts};
 
 /// A target: its name and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -33,6 +33,7 @@ pub const ALL: &[Target] = &[
     ("known_hosts", known_hosts_target),
     ("key", key_target),
     ("sshsig", sshsig_target),
+    ("copy", copy_target),
 ];
 
 /// A frame that decodes encodes to the same bytes, no beginning of it decodes,
@@ -393,4 +394,35 @@ pub fn sshsig_target(data: &[u8]) {
     if let Ok(signature) = SshSig::decode(data) {
         assert_eq!(signature.encode(), data);
     }
+}
+
+/// A message of the file workers encodes to the same bytes again, and no beginning of it is one. Names
+/// and patterns hold what they promise.
+pub fn copy_target(data: &[u8]) {
+    if let Ok(Some((message, len))) = copy::decode(data) {
+        let mut again = Vec::new();
+        copy::encode(&message, &mut again);
+        assert_eq!(again, data[..len]);
+        for end in 0..len.min(64) {
+            assert_eq!(copy::decode(&data[..end]), Ok(None));
+        }
+        if let copy::Message::Basis(chunks) = message {
+            assert!(chunks.iter().all(|(len, _)| len > 0));
+        }
+    }
+    if copy::name::check(data).is_ok() {
+        assert!(!data.contains(&b'/') && !data.contains(&0) && data.len() <= 255);
+        let temporary = copy::name::temporary(data, data.len() as u64);
+        assert!(copy::name::is_temporary(&temporary) && temporary.len() <= 255);
+    }
+    assert!(!copy::name::shown(data).chars().any(char::is_control));
+    let (pattern, text) = data.split_at(data.len() / 2);
+    copy::glob::matches(pattern, text);
+    copy::glob::matches_name(pattern, text);
+    if !copy::glob::is_pattern(pattern) && !pattern.contains(&b'/') {
+        assert!(
+            copy::glob::matches(pattern, &copy::glob::literal(pattern)) || pattern.ends_with(b"\\")
+        );
+    }
+    copy::glob::Excludes::new(vec![pattern.to_vec()]).leave_out(text, data.len().is_multiple_of(2));
 }

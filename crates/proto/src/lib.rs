@@ -19,6 +19,7 @@
 )]
 
 pub mod auth;
+pub mod copy;
 pub mod frame;
 pub mod grants;
 pub mod id;
