@@ -8,6 +8,7 @@
 mod clock;
 mod cmd;
 mod config;
+mod copy;
 mod duration;
 mod exit;
 mod gate;
@@ -41,9 +42,9 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(Box<cmd::run::RunFlags>),
-    Shell(Box<cmd::shell::ShellFlags>),
     /// Let people run commands on this machine
     Serve(Box<config::ServeFlags>),
+    Cp(Box<cmd::cp::CpFlags>),
     Jobs(Box<cmd::jobs::JobsFlags>),
     Kill(Box<cmd::kill::KillFlags>),
     Ping(Box<cmd::ping::PingFlags>),
@@ -55,6 +56,12 @@ enum Command {
     Gate {
         #[arg(long)]
         workers: u16,
+    },
+    /// One side of a copy; started by a server for `bowline cp` alone
+    #[command(hide = true)]
+    CopyWorker {
+        #[command(subcommand)]
+        role: copy::worker::Role,
     },
 }
 
@@ -80,7 +87,7 @@ fn main() -> ExitCode {
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(flags) => wait_for(cmd::run::run(*flags, cli.quiet)),
-        Command::Shell(flags) => wait_for(cmd::shell::shell(*flags, cli.quiet)),
+        Command::Cp(flags) => wait_for(cmd::cp::cp(*flags, cli.quiet)),
         Command::Jobs(flags) => wait_for(cmd::jobs::jobs(*flags)),
         Command::Kill(flags) => wait_for(cmd::kill::kill(*flags)),
         Command::Ping(flags) => wait_for(cmd::ping::ping(*flags)),
@@ -89,6 +96,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Authorize(flags) => cmd::authorize::authorize(&flags),
         Command::Serve(flags) => serve(&flags, cli.verbose),
         Command::Gate { workers } => gate::main(workers),
+        Command::CopyWorker { role } => Ok(copy::worker::main(role)),
     }
 }
 

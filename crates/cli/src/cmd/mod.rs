@@ -1,6 +1,7 @@
 //! The commands, a file each: what their flags are and what they do.
 
 pub(crate) mod authorize;
+pub(crate) mod cp;
 pub(crate) mod dial;
 pub(crate) mod jobs;
 pub(crate) mod keygen;
@@ -8,5 +9,4 @@ pub(crate) mod kill;
 pub(crate) mod ping;
 pub(crate) mod run;
 pub(crate) mod serve;
-pub(crate) mod shell;
 pub(crate) mod trust;

@@ -36,7 +36,6 @@ mod start;
 mod startup;
 mod state;
 mod takeover;
-mod terminal;
 #[cfg(test)]
 mod tests;
 mod timers;

@@ -4,12 +4,14 @@
 //! [`Program`] leaves. The gate has checked the spec already, and nothing here relies on it.
 
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use bowline_proto::id::JobId;
 use bowline_proto::limits::{START_BYTES_MAX, START_STRINGS_MAX};
+use serde_bytes::ByteBuf;
 
-use super::policy::{Account, Decision, Policy};
+use super::policy::{Decision, Policy};
 use super::spawn::{Ids, Image, Program};
 use crate::ipc::JobSpec;
 
@@ -34,7 +36,7 @@ pub(crate) struct Own {
     pub(crate) umask: u32,
 }
 
-/// Prepares the program of a job.
+/// Prepares the program of a job. `worker` is this program's own file, where [`copy_worker`] asks for it.
 ///
 /// # Errors
 /// [`BadSpec`].
@@ -44,25 +46,35 @@ pub(crate) fn prepare(
     spec: &JobSpec,
     job: JobId,
     own: &Own,
+    worker: Option<OwnedFd>,
 ) -> Result<Program, BadSpec> {
     check(spec)?;
-    let login = spec.login && decision.forced_command.is_none();
     let account = &decision.account;
     let shell = || c_string(account.shell.as_os_str().as_bytes());
     let mut envp = policy.environment(decision, spec, job);
     set(&mut envp, COOKIE, job.to_string().as_bytes())?;
+    let mut image = None;
     let argv = if let Some(command) = &decision.forced_command {
-        if !spec.login {
-            set(&mut envp, "SSH_ORIGINAL_COMMAND", &asked_command(spec))?;
-        }
+        set(&mut envp, "SSH_ORIGINAL_COMMAND", &asked_command(spec))?;
         vec![shell()?, c_string(b"-c")?, c_string(command)?]
-    } else if login {
-        vec![login_name(account)?]
     } else if spec.shell {
         vec![shell()?, c_string(b"-c")?, c_string(first(spec)?)?]
+    } else if let (Some(arguments), Some(file)) = (copy_worker(spec), worker) {
+        image = Some(Image::Open(file));
+        let begin = [c"bowline".to_owned(), c"copy-worker".to_owned()];
+        let strings = arguments.iter().map(|s| c_string(s));
+        begin
+            .into_iter()
+            .map(Ok)
+            .chain(strings)
+            .collect::<Result<_, _>>()?
     } else {
         let strings = spec.argv.iter().map(|s| c_string(s));
         strings.collect::<Result<_, _>>()?
+    };
+    let image = match image {
+        Some(image) => image,
+        None => Image::Paths(places(&argv, &envp)?),
     };
     let cwd = match &spec.cwd {
         Some(cwd) => vec![c_string(cwd)?],
@@ -79,19 +91,26 @@ pub(crate) fn prepare(
         groups: account.groups.clone(),
     });
     Ok(Program {
-        image: Image::Paths(match login {
-            true => vec![shell()?],
-            false => places(&argv, &envp)?,
-        }),
+        image,
         argv,
         envp,
         cwd,
         ids,
         nofile: own.nofile,
         umask: own.umask,
-        terminal: spec.pty.is_some(),
         no_new_privs: false,
     })
+}
+
+/// The arguments of the file worker, where it is what is asked for: no program has an empty name,
+/// so that stands for this one. A forced command runs instead of it, as instead of anything.
+pub(crate) fn copy_worker(spec: &JobSpec) -> Option<&[ByteBuf]> {
+    match spec.argv.as_slice() {
+        [program, worker, arguments @ ..] if program.is_empty() && worker.as_slice() == b"copy" => {
+            (!spec.shell).then_some(arguments)
+        }
+        _ => None,
+    }
 }
 
 fn check(spec: &JobSpec) -> Result<(), BadSpec> {
@@ -100,9 +119,7 @@ fn check(spec: &JobSpec) -> Result<(), BadSpec> {
     let named = |var: &[u8]| var.iter().position(|&byte| byte == b'=') > Some(0);
     let good = bytes <= START_BYTES_MAX
         && strings().count() <= START_STRINGS_MAX
-        && spec.argv.is_empty() == spec.login
-        && !(spec.shell && spec.login)
-        && spec.pty.as_ref().is_none_or(|pty| !pty.term.contains('\0'))
+        && !spec.argv.is_empty()
         && (!spec.shell || spec.argv.len() == 1)
         && strings().all(|s| !s.contains(&0))
         && spec.env.iter().all(|var| named(var));
@@ -111,12 +128,6 @@ fn check(spec: &JobSpec) -> Result<(), BadSpec> {
 
 fn first(spec: &JobSpec) -> Result<&[u8], BadSpec> {
     spec.argv.first().map(|s| s.as_slice()).ok_or(BadSpec)
-}
-
-/// What a login shell is called: its file's name behind a dash (login(1)).
-fn login_name(account: &Account) -> Result<CString, BadSpec> {
-    let name = account.shell.file_name().unwrap_or_default();
-    c_string(&[b"-", name.as_bytes()].concat())
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString, BadSpec> {
@@ -189,7 +200,6 @@ fn quote(argument: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::ipc::{Source, Stdin};
-    use serde_bytes::ByteBuf;
 
     fn spec(argv: &[&[u8]]) -> JobSpec {
         JobSpec {
@@ -199,8 +209,6 @@ mod tests {
             shell: false,
             stdin: Stdin::Null,
             timeout_ms: None,
-            pty: None,
-            login: false,
             source: Source::Unix,
             connection: 1,
         }
@@ -222,18 +230,19 @@ mod tests {
             with.env.push(ByteBuf::from(var));
             assert_eq!(check(&with), Err(BadSpec), "{var:?}");
         }
-        // A login shell has no arguments, and is no text for a shell.
-        let login = |argv: &[&[u8]], shell| JobSpec {
-            login: true,
-            shell,
-            ..spec(argv)
-        };
-        assert_eq!(check(&login(&[], false)), Ok(()));
-        assert_eq!(check(&login(&[b"ls"], false)), Err(BadSpec));
-        assert_eq!(check(&login(&[], true)), Err(BadSpec));
         let long = vec![b'x'; START_BYTES_MAX];
         assert_eq!(check(&spec(&[&long])), Err(BadSpec));
         assert_eq!(check(&spec(&[&long[1..]])), Ok(()));
+    }
+
+    #[test]
+    fn the_file_worker_is_asked_for_by_an_empty_name() {
+        let asked = spec(&[b"", b"copy", b"send", b"a"]);
+        assert_eq!(copy_worker(&asked).map(<[_]>::len), Some(2));
+        for other in [&[&b""[..]][..], &[b"", b"other"], &[b"copy", b"copy"]] {
+            assert_eq!(copy_worker(&spec(other)), None, "{other:?}");
+        }
+        assert_eq!(asked_command(&asked), b"'' copy send a");
     }
 
     #[test]

@@ -240,9 +240,6 @@ impl Keeper {
             decision: decision.ok_or(RefuseCode::NoGrant)?,
             spec,
         };
-        if start.spec.pty.is_some() && !start.decision.grant.pty {
-            return Err(RefuseCode::NoTerminal);
-        }
         let uid = start.decision.account.uid;
         let limits = (self.config.jobs_max, self.config.gate.jobs_per_user_max);
         if self.jobs.by_id(job).is_none() {
@@ -257,7 +254,12 @@ impl Keeper {
     /// Prepares the program of a start.
     pub(super) fn prepare(&self, start: &Start) -> Result<super::spawn::Program, RefuseCode> {
         let (policy, decision) = (self.policy.as_ref(), &start.decision);
-        program::prepare(policy, decision, &start.spec, start.job, &self.own)
+        // Above the numbers that the child's own descriptors get.
+        let own_file = || rustix::io::fcntl_dupfd_cloexec(&self.gate_program.executable, 3);
+        let worker = program::copy_worker(&start.spec).map(|_| own_file());
+        let worker = worker.transpose();
+        let worker = worker.map_err(|_| RefuseCode::OutOfResources)?;
+        program::prepare(policy, decision, &start.spec, start.job, &self.own, worker)
             .map_err(|program::BadSpec| RefuseCode::BadSpec)
     }
 }
@@ -290,6 +292,5 @@ fn fingerprint(spec: &JobSpec) -> u64 {
         .map(|cwd| cwd.as_slice())
         .hash(&mut hasher);
     (spec.shell, spec.stdin as u8, spec.timeout_ms).hash(&mut hasher);
-    (&spec.pty, spec.login).hash(&mut hasher);
     hasher.finish()
 }

@@ -1,5 +1,6 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
+mod cp;
 mod hostile;
 mod lifecycle;
 mod openssh;
@@ -10,8 +11,6 @@ mod scenarios;
 mod secret;
 mod serve;
 mod server;
-mod shell;
-mod slow_line;
 mod stranger;
 mod terminal;
 mod tidy;

@@ -170,12 +170,6 @@ impl Connection {
                 self.wire.take(len);
                 self.signal(&authenticated, channel, signal);
             }
-            Event::Resize(size) => {
-                self.wire.take(len);
-                if let Some(job) = self.jobs.get_mut(&channel.0) {
-                    job.resize(size.cols, size.rows);
-                }
-            }
             Event::List(list) => {
                 self.wire.take(len);
                 self.list(&list);
@@ -190,7 +184,8 @@ impl Connection {
                 self.close();
                 return Ok(false);
             }
-            // Outcomes are kept for as long as the record says.
+            // A job without a terminal has no size, and outcomes are kept for as long as
+            // the record says.
             _ => self.wire.take(len),
         }
         self.rest();

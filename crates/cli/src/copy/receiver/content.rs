@@ -1,0 +1,407 @@
+//! The content of files: written under a temporary name, compared with what was read, and only
+//! then given its name.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use bowline_proto::copy::{Fsync, Hash};
+use rustix::io::Errno;
+
+use super::super::chunks::{read_at, zeros};
+use super::super::{Failure, LARGE_BYTES_MIN, WorkerError};
+use super::temporary::Temporary;
+use super::{Pending, Receiver};
+
+/// Bytes of another file that are copied at once.
+const COPY_BYTES: usize = 256 * 1024;
+
+/// The file that is being written.
+pub(super) struct Writing {
+    id: u64,
+    pending: Pending,
+    place: Place,
+    hasher: blake3::Hasher,
+    at: u64,
+    /// What is behind here was not written yet: a hole at the end.
+    written: u64,
+    /// It has failed; what still comes of it is dropped.
+    failed: Option<Failure>,
+}
+
+enum Place {
+    Temporary(Temporary),
+    Stream,
+    /// There is none, as it has failed before it began.
+    None,
+}
+
+impl Writing {
+    /// The line broke: the part that is there is good, and the next attempt finds it.
+    pub(super) fn interrupt(self) {
+        if let Place::Temporary(temporary) = self.place {
+            // A hole at the end belongs to it.
+            let _ = rustix::fs::ftruncate(&temporary.fd, self.at);
+        }
+    }
+
+    /// Writes at the end of what is there.
+    fn write(&mut self, stream: Option<BorrowedFd<'_>>, bytes: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.hasher.update(bytes);
+        let written = match &self.place {
+            Place::Temporary(temporary) => write_at(temporary.fd.as_fd(), bytes, self.at),
+            Place::Stream => write_stream(stream, bytes),
+            Place::None => Ok(()),
+        };
+        self.at += bytes.len() as u64;
+        self.written = self.at;
+        self.failed = written.err().map(Failure::from);
+    }
+
+    /// Whether so many bytes more are still within what was announced.
+    fn fits(&mut self, len: u64) -> bool {
+        let fits = self
+            .at
+            .checked_add(len)
+            .is_some_and(|end| end <= self.pending.size);
+        if !fits && self.failed.is_none() {
+            self.failed = Some(Failure::new("changed", "it is longer than was announced"));
+        }
+        fits && self.failed.is_none()
+    }
+}
+
+impl Receiver {
+    /// A file that came whole.
+    pub(super) fn small(&mut self, id: u64, hash: &Hash, bytes: &[u8]) -> Result<(), WorkerError> {
+        if self.options.dry_run {
+            return Err(DRY_RUN);
+        }
+        let pending = self.wanted(id)?;
+        let result = match blake3::hash(bytes).as_bytes() == hash {
+            true => self.put_small(&pending, bytes),
+            false => Err(mismatch()),
+        };
+        self.finished(id, pending, result)
+    }
+
+    fn put_small(&mut self, pending: &Pending, bytes: &[u8]) -> Result<(), Failure> {
+        if let Some(stream) = &self.root.stream {
+            return Ok(write_stream(Some(stream.as_fd()), bytes)?);
+        }
+        let folder = self.tree.fd(&pending.folder)?;
+        let mode = self.mode(&pending.attributes);
+        let origin = self.options.origin;
+        let temporary = Temporary::create(folder.as_fd(), &pending.name, origin, mode)?;
+        let put = write_at(temporary.fd.as_fd(), bytes, 0).map_err(Failure::from);
+        let put = put.and_then(|()| self.name(&temporary, folder.as_fd(), pending));
+        if put.is_err() {
+            temporary.remove(folder.as_fd());
+        }
+        put
+    }
+
+    /// The file is whole: what it is like, and its name.
+    fn name(
+        &self,
+        temporary: &Temporary,
+        folder: BorrowedFd<'_>,
+        pending: &Pending,
+    ) -> Result<(), Failure> {
+        let now = rustix::fs::fstat(&temporary.fd)?.st_mode;
+        self.apply(temporary.fd.as_fd(), &pending.attributes, now)?;
+        if self.options.fsync != Fsync::None {
+            rustix::fs::fsync(&temporary.fd)?;
+        }
+        Ok(temporary.rename(folder, &pending.name)?)
+    }
+
+    /// A file's content begins.
+    pub(super) fn begin(&mut self, id: u64, from: u64) -> Result<(), WorkerError> {
+        if self.writing.is_some() {
+            return Err(WorkerError::Rules("a file within a file"));
+        }
+        if self.options.dry_run {
+            return Err(DRY_RUN);
+        }
+        let mut pending = self.wanted(id)?;
+        let partial = pending.have.as_mut().and_then(|have| have.partial.take());
+        let offered = partial.as_ref().map_or(0, |(_, len, _)| *len);
+        if from != 0 && from != offered {
+            return Err(WorkerError::Rules("a beginning that nobody has"));
+        }
+        let opened = self.place_of(&pending, partial, from);
+        let (place, hasher, failed) = match opened {
+            Ok((place, hasher)) => (place, hasher, None),
+            Err(failure) => (Place::None, blake3::Hasher::new(), Some(failure)),
+        };
+        self.writing = Some(Writing {
+            id,
+            pending,
+            place,
+            hasher,
+            at: from,
+            written: from,
+            failed,
+        });
+        Ok(())
+    }
+
+    fn place_of(
+        &mut self,
+        pending: &Pending,
+        partial: Option<(Temporary, u64, blake3::Hasher)>,
+        from: u64,
+    ) -> Result<(Place, blake3::Hasher), Failure> {
+        if self.root.stream.is_some() {
+            return Ok((Place::Stream, blake3::Hasher::new()));
+        }
+        match partial {
+            Some((partial, _, hasher)) if from > 0 => Ok((Place::Temporary(partial), hasher)),
+            partial => {
+                let folder = self.tree.fd(&pending.folder)?;
+                if let Some((partial, ..)) = partial {
+                    partial.remove(folder.as_fd());
+                }
+                let mode = self.mode(&pending.attributes);
+                let origin = self.options.origin;
+                let made = Temporary::create(folder.as_fd(), &pending.name, origin, mode)?;
+                Ok((Place::Temporary(made), blake3::Hasher::new()))
+            }
+        }
+    }
+
+    pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), WorkerError> {
+        let stream = self.root.stream.as_ref().map(OwnedFd::as_fd);
+        self.writing.as_mut().ok_or(NO_FILE)?.write(stream, bytes);
+        Ok(())
+    }
+
+    pub(super) fn hole(&mut self, len: u64) -> Result<(), WorkerError> {
+        let stream = self.root.stream.as_ref().map(OwnedFd::as_fd);
+        let writing = self.writing.as_mut().ok_or(NO_FILE)?;
+        if !writing.fits(len) {
+            return Ok(());
+        }
+        if let Place::Stream = writing.place {
+            let zeros = [0; 16 * 1024];
+            let mut left = len;
+            while left > 0 && writing.failed.is_none() {
+                let now = left.min(zeros.len() as u64);
+                writing.write(stream, zeros.get(..now as usize).unwrap_or_default());
+                left -= now;
+            }
+        } else {
+            zeros(&mut writing.hasher, len);
+            writing.at += len;
+        }
+        Ok(())
+    }
+
+    /// Chunks that are here already.
+    pub(super) fn chunks(&mut self, first: u64, count: u64) -> Result<(), WorkerError> {
+        let writing = self.writing.as_mut().ok_or(NO_FILE)?;
+        let have = writing.pending.have.take().ok_or(NO_CHUNK)?;
+        let end = first.checked_add(count).ok_or(NO_CHUNK)?;
+        if end > have.basis.len() as u64 {
+            return Err(NO_CHUNK);
+        }
+        let mut buffer = vec![0; COPY_BYTES];
+        for index in first..end {
+            let (file, mut offset, len) = have.basis.chunk(index).ok_or(NO_CHUNK)?;
+            if !writing.fits(u64::from(len)) {
+                break;
+            }
+            let mut left = len as usize;
+            while left > 0 && writing.failed.is_none() {
+                let room = buffer.get_mut(..left.min(COPY_BYTES)).unwrap_or_default();
+                match read_at(file.as_fd(), room, offset) {
+                    Ok(0) => {
+                        writing.failed = Some(Failure::new("changed", "the old file was cut short"))
+                    }
+                    Ok(read) => {
+                        writing.write(None, room.get(..read).unwrap_or_default());
+                        (left, offset) = (left - read, offset + read as u64);
+                    }
+                    Err(error) => writing.failed = Some(error.into()),
+                }
+            }
+        }
+        writing.pending.have = Some(have);
+        Ok(())
+    }
+
+    /// The end of a file's content, and the hash of what was read.
+    pub(super) fn finish(&mut self, hash: &Hash) -> Result<(), WorkerError> {
+        let writing = self.writing.take().ok_or(NO_FILE)?;
+        let id = writing.id;
+        let good = writing.hasher.finalize().as_bytes() == hash;
+        let result = match (&writing.failed, good) {
+            (Some(failure), _) => Err(failure.clone()),
+            (None, false) => Err(mismatch()),
+            (None, true) => self.put(&writing),
+        };
+        if result.is_err() {
+            self.throw_away(&writing);
+        }
+        // Chunks may have been of a file that has changed meanwhile: then all of it, once.
+        let from_chunks = writing.pending.have.is_some() && !writing.pending.again;
+        let mut pending = writing.pending;
+        if result.is_err() && !good && from_chunks && writing.failed.is_none() {
+            self.forget_basis(&mut pending)?;
+            pending.again = true;
+            self.pending.insert(id, pending);
+            return self.want(id);
+        }
+        self.finished(id, pending, result)
+    }
+
+    fn put(&mut self, writing: &Writing) -> Result<(), Failure> {
+        let Place::Temporary(temporary) = &writing.place else {
+            return Ok(());
+        };
+        if writing.at != writing.written {
+            rustix::fs::ftruncate(&temporary.fd, writing.at)?;
+        }
+        let folder = self.tree.fd(&writing.pending.folder)?;
+        self.name(temporary, folder.as_fd(), &writing.pending)
+    }
+
+    fn throw_away(&mut self, writing: &Writing) {
+        if let (Place::Temporary(temporary), Ok(folder)) =
+            (&writing.place, self.tree.fd(&writing.pending.folder))
+        {
+            temporary.remove(folder.as_fd());
+        }
+    }
+
+    fn forget_basis(&mut self, pending: &mut Pending) -> Result<(), WorkerError> {
+        let _ = self.tidy(pending);
+        match pending.have.take() {
+            Some(have) => self.compared(&have),
+            None => Ok(()),
+        }
+    }
+
+    /// The sender cannot give a file, or not all of it.
+    pub(super) fn abort(&mut self, id: u64) -> Result<(), WorkerError> {
+        match self.writing.take() {
+            Some(writing) if writing.id == id => {
+                let large = writing.at >= LARGE_BYTES_MIN;
+                if large {
+                    // What was read is good; the file may be read again.
+                    let pending = self.interrupted(writing);
+                    return self.finished(id, pending, Err(not_read()));
+                }
+                self.throw_away(&writing);
+                self.finished(id, writing.pending, Err(not_read()))
+            }
+            Some(_) => Err(WorkerError::Rules("a file within a file")),
+            None => {
+                let pending = self.wanted(id)?;
+                self.finished(id, pending, Err(not_read()))
+            }
+        }
+    }
+
+    fn interrupted(&mut self, writing: Writing) -> Pending {
+        if let Place::Temporary(temporary) = &writing.place {
+            let _ = rustix::fs::ftruncate(&temporary.fd, writing.at);
+        }
+        writing.pending
+    }
+
+    /// The content that is here is the sender's.
+    pub(super) fn same(&mut self, id: u64) -> Result<(), WorkerError> {
+        let mut pending = self.wanted(id)?;
+        let result = self.keep(&pending);
+        let _ = self.tidy(&mut pending);
+        if let Some(have) = pending.have.take() {
+            self.compared(&have)?;
+        }
+        let good = result.is_ok();
+        self.release(&pending.folder)?;
+        match result {
+            Ok(()) => self.skip(id),
+            Err(failure) => self.done(id, Err(failure)),
+        }?;
+        self.settle(id, good.then_some((&pending.folder, &pending.name)))
+    }
+
+    fn keep(&mut self, pending: &Pending) -> Result<(), Failure> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let folder = self.tree.fd(&pending.folder)?;
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        let stat = rustix::fs::statat(&folder, pending.name.as_slice(), flags)?;
+        self.touch(folder.as_fd(), &pending.name, &pending.attributes, &stat)
+    }
+
+    /// Takes a file that was asked for.
+    fn wanted(&mut self, id: u64) -> Result<Pending, WorkerError> {
+        let wanted = self.pending.remove(&id);
+        wanted.ok_or(WorkerError::Rules("a file that nobody asked for"))
+    }
+
+    /// A file is over, well or not.
+    pub(super) fn finished(
+        &mut self,
+        id: u64,
+        mut pending: Pending,
+        result: Result<(), Failure>,
+    ) -> Result<(), WorkerError> {
+        if result.is_ok() {
+            let _ = self.tidy(&mut pending);
+        }
+        if let Some(have) = pending.have.take() {
+            self.compared(&have)?;
+        }
+        let good = result.is_ok();
+        self.release(&pending.folder)?;
+        self.done(id, result)?;
+        self.settle(id, good.then_some((&pending.folder, &pending.name)))
+    }
+}
+
+const DRY_RUN: WorkerError = WorkerError::Rules("content in a dry run");
+const NO_FILE: WorkerError = WorkerError::Rules("content of no file");
+const NO_CHUNK: WorkerError = WorkerError::Rules("a chunk that there is not");
+
+fn mismatch() -> Failure {
+    Failure::new("hash_mismatch", "what was written is not what was read")
+}
+
+fn not_read() -> Failure {
+    Failure::new("not_read", "it could not be read where it comes from")
+}
+
+fn write_at(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, at) {
+            Ok(len) => {
+                bytes = bytes.get(len..).unwrap_or_default();
+                at += len as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn write_stream(stream: Option<BorrowedFd<'_>>, mut bytes: &[u8]) -> io::Result<()> {
+    let Some(stream) = stream else {
+        return Ok(());
+    };
+    while !bytes.is_empty() {
+        match rustix::io::write(stream, bytes) {
+            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The worker as a process of its own: a job whose stdin and stdout are the line.
+//!
+//! The keeper starts it as the target user. What it is to copy stands in its arguments, where the record
+//! of jobs shows it; how, it is told by the client's first message.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::process::ExitCode;
+
+use bowline_proto::copy::Message;
+use rustix::process::{Resource, Rlimit};
+
+use super::WorkerError;
+use super::link::{Input, Output};
+use super::receiver::{self, Destination};
+use super::sender::{self, Source};
+
+/// Descriptors that a worker has use for.
+const DESCRIPTORS: u64 = 4096;
+
+/// What a worker is.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Role {
+    /// The side that has the files
+    Send {
+        /// What to copy; wildcards are expanded here
+        paths: Vec<OsString>,
+    },
+    /// The side that gets them
+    Receive {
+        /// Where to
+        path: OsString,
+    },
+}
+
+/// Works until the copy is over; what went wrong as a whole is said on stderr.
+pub(crate) fn main(role: Role) -> ExitCode {
+    match work(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bowline: {}", crate::exit::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(role: Role) -> Result<(), WorkerError> {
+    raise_descriptors();
+    // The line's end is what ends a worker, between two files and not within one: SIGHUP tells the same.
+    let hangup: nix::sys::signal::SigSet = [nix::sys::signal::Signal::SIGHUP].into_iter().collect();
+    let _ = hangup.thread_block();
+    let (stdin, stdout) = (dup(rustix::stdio::stdin())?, dup(rustix::stdio::stdout())?);
+    let mut input = Input::new(Box::new(File::from(stdin)), None);
+    let output = Output::new(Box::new(stdout), None);
+    let options = match input.next()? {
+        Some(Message::Options(options)) => options,
+        _ => return Err(WorkerError::Rules("no options")),
+    };
+    match role {
+        Role::Send { paths } => {
+            let paths = paths.into_iter().map(OsString::into_vec).enumerate();
+            let sources = paths.flat_map(|(index, path)| {
+                let index = index as u64;
+                let paths = sender::expand(&path).into_iter();
+                paths.map(move |path| Source::Path(index, path))
+            });
+            sender::send(sources.collect(), options, input, output)
+        }
+        Role::Receive { path } => {
+            let path = sender::expand_home(&path.into_vec());
+            receiver::receive(Destination::Path(path), options, input, output)
+        }
+    }
+}
+
+/// Has a process keep as many descriptors open as a copy has use for.
+pub(crate) fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let wanted = limit
+        .maximum
+        .map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if limit.current.is_some_and(|current| current < wanted) {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..limit
+        };
+        let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+    }
+}
+
+/// Has this thread, and no other, make files with the modes that it asks for.
+///
+/// # Errors
+/// As unshare(2).
+pub(crate) fn own_umask() -> io::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+    rustix::process::umask(rustix::fs::Mode::empty());
+    Ok(())
+}
+
+fn dup(fd: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, WorkerError> {
+    let dup = rustix::io::fcntl_dupfd_cloexec(fd, 3);
+    dup.map_err(|errno| WorkerError::Line(io::Error::from(errno)))
+}
