@@ -21,6 +21,7 @@
 pub mod auth;
 pub mod copy;
 pub mod frame;
+pub mod framing;
 pub mod grants;
 pub mod id;
 pub mod key;
