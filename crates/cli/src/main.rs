@@ -42,6 +42,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(Box<cmd::run::RunFlags>),
+    Shell(Box<cmd::shell::ShellFlags>),
     /// Let people run commands on this machine
     Serve(Box<config::ServeFlags>),
     Cp(Box<cmd::cp::CpFlags>),
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Run(flags) => wait_for(cmd::run::run(*flags, cli.quiet)),
+        Command::Shell(flags) => wait_for(cmd::shell::shell(*flags, cli.quiet)),
         Command::Cp(flags) => wait_for(cmd::cp::cp(*flags, cli.quiet)),
         Command::Jobs(flags) => wait_for(cmd::jobs::jobs(*flags)),
         Command::Kill(flags) => wait_for(cmd::kill::kill(*flags)),

@@ -7,6 +7,8 @@ pub const PROTOCOL: &str = "bowline/1";
 
 /// What this code can rely on within the protocol: `minor` of its hello (PROTOCOL.md, section 10).
 pub const MINOR: u32 = 1;
+/// The first minor whose servers know of terminals: `pty` and `login` of `start`.
+pub const MINOR_OF_TERMINALS: u32 = 1;
 
 /// The fixed part of a frame.
 pub const PRELUDE_BYTES: usize = 12;

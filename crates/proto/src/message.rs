@@ -170,6 +170,12 @@ pub struct Start {
     /// is none, or where that is less. Since minor 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spool_bytes: Option<u64>,
+    /// The program gets a terminal of its own. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pty: Option<Pty>,
+    /// The account's shell as a login shell, without arguments. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub login: bool,
 }
 
 /// What becomes of a job when the last connection that was attached to it is gone.
@@ -196,6 +202,23 @@ pub enum SpoolPolicy {
     Kill,
 }
 
+/// The terminal that a job is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pty {
+    /// Its kind, for TERM; empty where the client has none.
+    #[serde(default)]
+    pub term: String,
+    /// Width, in character cells.
+    #[serde(default)]
+    pub cols: u16,
+    /// Height.
+    #[serde(default)]
+    pub rows: u16,
+    /// Stderr is a pipe of its own instead of the terminal.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stderr_pipe: bool,
+}
+
 impl Start {
     /// Checks the announced sizes, before anything is allocated for them.
     ///
@@ -207,7 +230,13 @@ impl Start {
             return Err(MessageError::StartTooLong(u64::from(self.bytes)));
         }
         let strings = u64::from(self.args) + u64::from(self.vars) + u64::from(self.cwd);
-        if self.job.is_none() || self.args == 0 || strings > START_STRINGS_MAX as u64 {
+        // A login shell has no arguments, and everything else has its own name at least.
+        let counts = (self.args == 0) == self.login && !(self.login && self.shell);
+        if self.job.is_none() || !counts || strings > START_STRINGS_MAX as u64 {
+            return Err(MessageError::StartPayload);
+        }
+        let named = |pty: &Pty| pty.term.len() <= NAME_BYTES_MAX && !pty.term.contains('\0');
+        if !self.pty.as_ref().is_none_or(named) {
             return Err(MessageError::StartPayload);
         }
         Ok(())
@@ -562,6 +591,33 @@ mod tests {
         assert!(Ping::from_header(b"{\"id\":1,\"later\":\"\xff\"}").is_err());
         let auth = br#"{"user":"u","proofs":[{"type":"peer","type":"peer"}]}"#;
         assert!(Auth::from_header(auth).is_err());
+    }
+
+    #[test]
+    fn a_login_shell_has_no_arguments_and_everything_else_has() {
+        let start = |args, login, shell| Start {
+            job: Some(JobId::from_bytes([1; 16])),
+            args,
+            login,
+            shell,
+            ..Start::default()
+        };
+        assert!(start(0, true, false).check().is_ok());
+        assert!(start(1, false, true).check().is_ok());
+        assert!(start(0, false, false).check().is_err());
+        assert!(start(1, true, false).check().is_err());
+        assert!(start(0, true, true).check().is_err());
+        for (term, good) in [("", true), ("xterm", true), ("a\0b", false)] {
+            let pty = |term: &str| Start {
+                pty: Some(Pty {
+                    term: term.to_owned(),
+                    ..Pty::default()
+                }),
+                ..start(1, false, false)
+            };
+            assert_eq!(pty(term).check().is_ok(), good, "{term:?}");
+            assert!(pty(&"x".repeat(NAME_BYTES_MAX + 1)).check().is_err());
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
+use bowline_proto::limits::MINOR_OF_TERMINALS;
 use bowline_proto::message::{
     Attach, Auth, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, OnDisconnect, Ping, Pong,
-    Refused, Signal, SpoolPolicy, Start, Started,
+    Pty, Refused, Resize, Signal, SpoolPolicy, Start, Started,
 };
 use bowline_proto::session::{Event, PutError, Session, SessionError, Step};
 use bytes::Bytes;
@@ -46,6 +47,10 @@ pub struct StartRequest {
     pub spool: SpoolPolicy,
     /// With `detach`: that room, in bytes of each stream.
     pub spool_bytes: Option<u64>,
+    /// A terminal of its own; only with a server that [`Connection::has_terminals`].
+    pub pty: Option<Pty>,
+    /// The account's shell as a login shell; `argv` is empty then. As with `pty`.
+    pub login: bool,
 }
 
 impl StartRequest {
@@ -73,6 +78,8 @@ impl StartRequest {
             detach: self.detach,
             spool: self.spool,
             spool_bytes: self.spool_bytes,
+            pty: self.pty.clone(),
+            login: self.login,
         };
         (start, payload)
     }
@@ -200,6 +207,28 @@ impl Connection {
         self.hello.as_ref()
     }
 
+    /// Whether the server gives jobs terminals. Waits for its hello, which comes
+    /// without being asked for.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the connection is over.
+    pub async fn has_terminals(&mut self) -> Result<bool, ClientError> {
+        poll_fn(|cx| {
+            loop {
+                if let Some(hello) = &self.hello {
+                    return Poll::Ready(Ok(hello.minor >= MINOR_OF_TERMINALS));
+                }
+                // The server's first frame is its hello, so nothing else is dropped here.
+                if let Poll::Ready(happening) = self.poll_next(cx) {
+                    happening?;
+                } else if self.hello.is_none() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+
     /// Asks for a job to be started and gives the channel that it will be on.
     /// `job` is 128 random bits; the same request under the same id is not run twice.
     ///
@@ -240,6 +269,11 @@ impl Connection {
     /// Sends a signal to a job, or on [`Channel::CONNECTION`] to the one that it names.
     pub fn signal(&mut self, channel: Channel, signal: &Signal) {
         self.session.signal(channel, signal);
+    }
+
+    /// Tells a job with a terminal its new size.
+    pub fn resize(&mut self, channel: Channel, resize: &Resize) {
+        self.session.resize(channel, resize);
     }
 
     /// Asks for a [`Happening::Pong`].

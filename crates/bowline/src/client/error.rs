@@ -53,6 +53,9 @@ pub enum ClientError {
     /// The server said no.
     #[error("{}", .0.message)]
     Refused(Refused),
+    /// The server is older than terminals.
+    #[error("the server is too old to give a job a terminal")]
+    NoTerminals,
     /// The connection ended without a word.
     #[error("the connection was closed")]
     Closed,
@@ -76,13 +79,14 @@ impl ClientError {
             Self::HostKey(error) => error.code(),
             Self::ServerNotProven => "server_not_proven",
             Self::Refused(refused) => &refused.code,
+            Self::NoTerminals => "no_terminals",
         }
     }
 
     /// The outcome of a job that got no further than this.
     pub fn outcome(&self) -> Happened {
         match self {
-            Self::Refused(_) => Happened::Refused,
+            Self::Refused(_) | Self::NoTerminals => Happened::Refused,
             _ => Happened::Unreachable,
         }
     }

@@ -9,4 +9,5 @@ pub(crate) mod kill;
 pub(crate) mod ping;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod shell;
 pub(crate) mod trust;

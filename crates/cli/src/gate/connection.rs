@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bowline::driver::Wire;
 use bowline_proto::id::JobId;
-use bowline_proto::limits::PROTOCOL;
+use bowline_proto::limits::{MINOR, PROTOCOL};
 use bowline_proto::message::{Hello, JobRow, Refused, Signal};
 use bowline_proto::session::{Outbox, ServerHandshake, Session};
 use tokio::time::Sleep;
@@ -107,6 +107,7 @@ impl Connection {
     ) -> Self {
         let hello = Hello {
             protocol: PROTOCOL.to_owned(),
+            minor: MINOR,
             software: concat!("bowline/", env!("CARGO_PKG_VERSION")).to_owned(),
             nonce: nonce.map(hex::encode),
             ..Hello::default()
@@ -188,6 +189,7 @@ fn refused(code: &str, message: &str) -> Refused {
 fn refusal(code: RefuseCode) -> (&'static str, &'static str) {
     match code {
         RefuseCode::NoGrant => ("not_permitted", "this connection may start nothing"),
+        RefuseCode::NoTerminal => ("not_permitted", "this key may have no terminal"),
         RefuseCode::TooManyJobs => ("too_many_jobs", "as many jobs run as may run at once"),
         RefuseCode::DuplicateJob => ("duplicate_job", "a job of this id was started already"),
         RefuseCode::BadSpec => ("bad_start", "the start message is malformed"),

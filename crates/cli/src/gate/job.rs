@@ -8,6 +8,8 @@
 //! Bytes go straight between the pipes and the session's frames. Where a window
 //! is used up its pipe is not read, so the program waits.
 
+mod outcome;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -20,14 +22,15 @@ use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::limits::PAYLOAD_BYTES_MAX;
 use bowline_proto::message::{Exit, Signal};
-use bowline_proto::outcome::{Happened, Kill, Outcome};
+use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::{PutError, Session};
 use bytes::{Buf, Bytes};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-use crate::ipc::{Cause, Exited, JobSpec, NotStarted, Tree};
+pub(super) use self::outcome::{Reaped, not_started};
+use crate::ipc::{Exited, JobSpec, Pty, Tree};
 
 /// Full frames of output in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
@@ -43,63 +46,6 @@ pub(super) enum Stage {
     Starting,
     /// The program runs, or its output is still being read.
     Running,
-}
-
-/// What the keeper said when the main process was reaped.
-#[derive(Debug)]
-pub(super) struct Reaped {
-    exited: Exited,
-    cause: Option<Cause>,
-    tree: Tree,
-    unix_ms: u64,
-}
-
-impl Reaped {
-    pub(super) fn new(exited: Exited, cause: Option<Cause>, tree: Tree, unix_ms: u64) -> Self {
-        Self {
-            exited,
-            cause,
-            tree,
-            unix_ms,
-        }
-    }
-
-    /// What became of the job, by what the keeper saw.
-    pub(super) fn outcome(&self, started_ms: Option<u64>) -> Outcome {
-        let (happened, code, signal, core_dumped) = match self.exited {
-            Exited::Lost => (Happened::Lost, None, None, false),
-            Exited::Code(code) => (made(self.cause, Happened::Exited), Some(code), None, false),
-            Exited::Signal {
-                signal,
-                core_dumped,
-            } => (
-                made(self.cause, Happened::Signaled),
-                None,
-                Some(signal),
-                core_dumped,
-            ),
-        };
-        let signal = match self.cause {
-            // What was asked for says more than the SIGKILL that may have come of it.
-            Some(Cause::Cancelled(asked)) => Some(asked),
-            _ => signal,
-        };
-        Outcome {
-            outcome: happened,
-            code,
-            signal,
-            core_dumped,
-            kill: match self.tree {
-                Tree::LeftAlone => None,
-                Tree::Exact => Some(Kill::Exact),
-                Tree::BestEffort => Some(Kill::BestEffort),
-            },
-            started_ms,
-            ended_ms: Some(self.unix_ms),
-            error: self.cause.and_then(error_of).map(str::to_owned),
-            message: None,
-        }
-    }
 }
 
 /// The end of a pipe that a program writes to.
@@ -122,6 +68,12 @@ impl Output {
 
     fn open(&mut self, fd: OwnedFd) -> io::Result<()> {
         self.pipe = Some(pipe::Receiver::from_owned_fd(fd)?);
+        Ok(())
+    }
+
+    /// A terminal's master; EIO is how it says that nobody has the terminal any more.
+    fn open_master(&mut self, fd: OwnedFd) -> io::Result<()> {
+        self.pipe = Some(pipe::Receiver::from_owned_fd_unchecked(fd)?);
         Ok(())
     }
 
@@ -325,6 +277,8 @@ pub(super) struct Job {
     /// When the pipes are closed although somebody holds them still.
     deadline: Option<Pin<Box<Sleep>>>,
     sealed: bool,
+    /// It has a terminal: stdin and stdout are its master.
+    pty: Option<Pty>,
     /// Signals that came before the keeper could be asked for anything.
     pub(super) early: Vec<Signal>,
     /// Why the server itself ended it, where it did: a code and a sentence.
@@ -357,6 +311,7 @@ impl Job {
                 written: 0,
                 large: false,
             },
+            pty: spec.pty.clone(),
             stage: Stage::Recording(recording, Box::new(spec)),
             pid: 0,
             started_ms: None,
@@ -394,9 +349,21 @@ impl Job {
         if self.stdin.awaited {
             self.stdin.awaited = false;
             let fd = fds.next().ok_or_else(missing)?;
-            self.stdin.pipe = Some(pipe::Sender::from_owned_fd(fd)?);
+            self.stdin.pipe = Some(match self.pty {
+                Some(_) => pipe::Sender::from_owned_fd_unchecked(fd)?,
+                None => pipe::Sender::from_owned_fd(fd)?,
+            });
         }
-        self.stdout.open(fds.next().ok_or_else(missing)?)?;
+        if let Some(pty) = self.pty.clone() {
+            self.stdout.open_master(fds.next().ok_or_else(missing)?)?;
+            // It may have changed while the program was being started.
+            self.resize(pty.cols, pty.rows);
+            if !pty.stderr_pipe {
+                return Ok(());
+            }
+        } else {
+            self.stdout.open(fds.next().ok_or_else(missing)?)?;
+        }
         self.stderr.open(fds.next().ok_or_else(missing)?)
     }
 
@@ -407,6 +374,31 @@ impl Job {
             self.deadline = Some(Box::pin(tokio::time::sleep(wait)));
         }
         self.reaped = Some(reaped);
+    }
+
+    /// The client's terminal has a new size. One that comes before the program
+    /// runs is its first.
+    pub(super) fn resize(&mut self, cols: u16, rows: u16) {
+        let Some(pty) = &mut self.pty else { return };
+        (pty.cols, pty.rows) = (cols, rows);
+        // No size at all means that the client does not know.
+        if let Some(master) = &self.stdout.pipe
+            && cols > 0
+            && rows > 0
+        {
+            let size = rustix::termios::Winsize {
+                ws_row: rows,
+                ws_col: cols,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            let _ = rustix::termios::tcsetwinsize(master.as_fd(), size);
+        }
+    }
+
+    /// Whether what the program writes to stderr goes to its terminal.
+    pub(super) fn has_no_stderr(&self) -> bool {
+        self.pty.as_ref().is_some_and(|pty| !pty.stderr_pipe)
     }
 
     /// Takes stdin data. Gives how much of it is dealt with.
@@ -491,99 +483,5 @@ impl Job {
             stdout: sent(Stream::Stdout),
             stderr: sent(Stream::Stderr),
         }
-    }
-}
-
-/// What a job that was made to end has come to.
-fn made(cause: Option<Cause>, otherwise: Happened) -> Happened {
-    match cause {
-        None => otherwise,
-        Some(Cause::TimedOut) => Happened::TimedOut,
-        Some(Cause::Cancelled(_) | Cause::Disconnected | Cause::Draining) => Happened::Cancelled,
-    }
-}
-
-fn error_of(cause: Cause) -> Option<&'static str> {
-    match cause {
-        Cause::TimedOut | Cause::Cancelled(_) => None,
-        Cause::Disconnected => Some("disconnected"),
-        Cause::Draining => Some("draining"),
-    }
-}
-
-/// The outcome of a job that could not be started.
-pub(super) fn not_started(why: &NotStarted) -> Outcome {
-    let (status, code, message) = match why {
-        NotStarted::NotFound => (127, "not_found", "the program was not found".to_owned()),
-        NotStarted::NotExecutable { errno } => (
-            126,
-            "not_executable",
-            format!("the program cannot be executed: {}", said(*errno)),
-        ),
-        NotStarted::Directory { errno } => (
-            125,
-            "bad_directory",
-            format!("the working directory cannot be used: {}", said(*errno)),
-        ),
-        NotStarted::User { errno } => (
-            125,
-            "bad_user",
-            format!("the account cannot be used: {}", said(*errno)),
-        ),
-        NotStarted::Resources { errno } => (
-            125,
-            "out_of_resources",
-            format!("the server cannot start another program: {}", said(*errno)),
-        ),
-        NotStarted::TooLong => (
-            126,
-            "too_long",
-            "the arguments and the environment are too long together".to_owned(),
-        ),
-    };
-    Outcome {
-        code: Some(status),
-        ..Outcome::failed(Happened::NotStarted, code, message)
-    }
-}
-
-/// strerror(3), without the number that the standard library adds.
-fn said(errno: i32) -> String {
-    let text = io::Error::from_raw_os_error(errno).to_string();
-    match text.split_once(" (os error") {
-        Some((text, _)) => text.to_owned(),
-        None => text,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_keeper_saw_is_the_outcome() {
-        let of = |exited, cause| Reaped::new(exited, cause, Tree::Exact, 7).outcome(Some(3));
-        let killed = Exited::Signal {
-            signal: libc::SIGKILL,
-            core_dumped: false,
-        };
-        assert_eq!(of(Exited::Code(4), None).outcome, Happened::Exited);
-        assert_eq!(of(killed, None).outcome, Happened::Signaled);
-        // Its time was up, whoever was there to see it.
-        let timed_out = of(killed, Some(Cause::TimedOut));
-        assert_eq!(timed_out.outcome, Happened::TimedOut);
-        assert_eq!(timed_out.error, None);
-        let dropped = of(killed, Some(Cause::Disconnected));
-        assert_eq!(dropped.outcome, Happened::Cancelled);
-        assert_eq!(dropped.error.as_deref(), Some("disconnected"));
-        let asked = of(killed, Some(Cause::Cancelled(libc::SIGTERM)));
-        assert_eq!(asked.signal, Some(libc::SIGTERM));
-        // A status that nobody saw is none, whatever was asked for.
-        for cause in [None, Some(Cause::TimedOut), Some(Cause::Draining)] {
-            let lost = of(Exited::Lost, cause);
-            assert_eq!((lost.outcome, lost.code), (Happened::Lost, None));
-        }
-        assert_eq!(asked.kill, Some(Kill::Exact));
-        assert_eq!((asked.started_ms, asked.ended_ms), (Some(3), Some(7)));
     }
 }

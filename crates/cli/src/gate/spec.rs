@@ -8,7 +8,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use serde_bytes::ByteBuf;
 
 use crate::ipc::packet::INLINE_SPEC_BYTES_MAX;
-use crate::ipc::{JobSpec, Source, SpecPlace, Stdin};
+use crate::ipc::{JobSpec, Pty, Source, SpecPlace, Stdin};
 
 /// The longest command that is written down, in bytes.
 const COMMAND_BYTES_MAX: usize = 4096;
@@ -39,6 +39,13 @@ pub(super) fn read(
             Stdin::Pipe
         },
         timeout_ms: start.timeout_ms,
+        pty: start.pty.as_ref().map(|pty| Pty {
+            term: pty.term.clone(),
+            cols: pty.cols,
+            rows: pty.rows,
+            stderr_pipe: pty.stderr_pipe,
+        }),
+        login: start.login,
         source,
         connection,
     })
@@ -75,6 +82,9 @@ pub(super) fn place(spec: JobSpec) -> io::Result<(SpecPlace, Option<OwnedFd>)> {
 /// The command for a person to read: words quoted where a shell would need it,
 /// bytes that are not text replaced, cut where it is long.
 pub(super) fn command(spec: &JobSpec) -> String {
+    if spec.login {
+        return "(login shell)".to_owned();
+    }
     let mut text = String::new();
     for word in &spec.argv {
         if !text.is_empty() {
@@ -135,6 +145,8 @@ mod tests {
             shell: false,
             stdin: Stdin::Null,
             timeout_ms: None,
+            pty: None,
+            login: false,
             source: Source::Stdio,
             connection: 0,
         }

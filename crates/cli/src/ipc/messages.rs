@@ -11,7 +11,7 @@ pub use bowline_proto::auth::{Binding, Proof};
 
 /// The version of this protocol. Keeper and gate are the same binary, except
 /// for the moments of an upgrade, so a difference means "start another gate".
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// A permission to start jobs as one user for one connection; 128 random bits
 /// that the keeper chose.
@@ -104,7 +104,9 @@ pub enum ToGate {
     /// They were not, or the user may not.
     Denied { request: u64, code: DenyCode },
     /// The program runs. Beside it: the write end of stdin if the spec asked for
-    /// a pipe, then the read ends of stdout and stderr; all non-blocking.
+    /// a pipe, then the read ends of stdout and stderr; all non-blocking. With a
+    /// terminal its master stands for stdin and stdout, and stderr comes only where
+    /// it is a pipe.
     Started {
         request: u64,
         job: JobId,
@@ -208,10 +210,25 @@ pub struct JobSpec {
     pub stdin: Stdin,
     /// The keeper ends the tree after this time.
     pub timeout_ms: Option<u64>,
+    /// A terminal of its own.
+    pub pty: Option<Pty>,
+    /// The user's shell as a login shell; `argv` is empty then.
+    pub login: bool,
     /// Where the client is, for SSH_CLIENT-like variables and the journal.
     pub source: Source,
     /// The connection that started it, as the gate counts them.
     pub connection: u64,
+}
+
+/// The terminal that a program gets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pty {
+    /// For TERM; empty for none.
+    pub term: String,
+    pub cols: u16,
+    pub rows: u16,
+    /// Stderr is a pipe of its own.
+    pub stderr_pipe: bool,
 }
 
 /// What a program reads.
@@ -298,6 +315,8 @@ pub enum NotStarted {
 pub enum RefuseCode {
     /// No such grant, or it is of another connection.
     NoGrant,
+    /// The grant permits no terminal.
+    NoTerminal,
     /// The user has as many jobs as a user may have.
     TooManyJobs,
     /// The job id is known already and belongs to somebody else, or its start

@@ -11,5 +11,5 @@ pub mod packet;
 
 pub use messages::{
     Binding, Cause, DenyCode, Exited, Grant, GrantToken, Granted, JobSnapshot, JobSpec, NotStarted,
-    RefuseCode, Scope, Source, SpecPlace, Stdin, Stream, ToGate, ToKeeper, Tree,
+    Pty, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream, ToGate, ToKeeper, Tree,
 };

@@ -62,6 +62,11 @@ pub(crate) fn environment(
     if is_runtime_dir(Path::new(&runtime_dir), account) {
         variables.set(b"XDG_RUNTIME_DIR", runtime_dir.as_bytes());
     }
+    if let Some(pty) = &spec.pty
+        && !pty.term.is_empty()
+    {
+        variables.set(b"TERM", pty.term.as_bytes());
+    }
     let forced = decision.forced_command.is_some();
     for (name, value) in spec.env.iter().filter_map(|variable| split(variable)) {
         // A forced command is a cage: LD_PRELOAD or BASH_ENV would be its key.
@@ -220,6 +225,8 @@ mod tests {
             shell: false,
             stdin: Stdin::Null,
             timeout_ms: None,
+            pty: None,
+            login: false,
             source: Source::Tcp("::ffff:192.0.2.7".parse().unwrap(), 51_312),
             connection: 1,
         };

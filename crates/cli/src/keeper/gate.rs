@@ -122,6 +122,7 @@ impl GateProgram {
             ids: self.ids.clone(),
             nofile: (self.nofile, self.nofile),
             umask: 0o077,
+            terminal: false,
             no_new_privs: true,
         })
     }

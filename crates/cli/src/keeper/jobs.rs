@@ -25,9 +25,10 @@ use super::journal::{EndRecord, JobImage, Record};
 use super::requests::Start;
 use super::spawn::{self, Pending};
 use super::state::{JobState, KeeperState};
+use super::terminal;
 use super::tree::Roots;
 use crate::clock::unix_ms;
-use crate::ipc::{Cause, Exited, JobSnapshot, RefuseCode, Source, Stdin, Stream, ToGate, Tree};
+use crate::ipc::{Cause, Exited, JobSnapshot, RefuseCode, Source, Stream, ToGate, Tree};
 
 /// Names a job within this keeper; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +54,10 @@ pub(super) struct Job {
     pub(super) source: Source,
     pub(super) connection: u64,
     pub(super) fingerprint: u64,
-    pub(super) stdin: Stdin,
+    /// How many streams the gate is given.
+    pub(super) streams: usize,
+    /// The terminal that its session controls: the keeper's hold on the master.
+    pub(super) terminal: Option<Rc<OwnedFd>>,
     /// Whom the present gate is told of it through.
     pub(super) worker: usize,
     /// Starts that wait for their answer.
@@ -269,7 +273,8 @@ impl Job {
             source: start.spec.source,
             connection: start.spec.connection,
             fingerprint: start.fingerprint,
-            stdin: start.spec.stdin,
+            streams: pipes.open().0.len(),
+            terminal: start.spec.pty.and_then(|_| pipes.stdout.clone()),
             worker: start.worker,
             requests: vec![start.request],
             pid: spawned.pid,
@@ -286,6 +291,12 @@ impl Job {
     pub(super) fn signal_group(&self, signal: Signal) {
         // A reaped process's number may be another's.
         let Some(pidfd) = &self.pidfd else { return };
+        // What is typed at a terminal is for the program in front, so signals are too.
+        if let Some(front) = self.terminal.as_ref().and_then(terminal::front)
+            && rustix::process::kill_process_group(front, signal).is_ok()
+        {
+            return;
+        }
         // A child that has no group of its own yet is alone.
         if rustix::process::kill_process_group(self.pid, signal).is_err() {
             let _ = rustix::process::pidfd_send_signal(pidfd, signal);

@@ -36,6 +36,7 @@ mod start;
 mod startup;
 mod state;
 mod takeover;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod timers;

@@ -11,7 +11,7 @@ use bowline_proto::id::JobId;
 use bowline_proto::limits::{START_BYTES_MAX, START_STRINGS_MAX};
 use serde_bytes::ByteBuf;
 
-use super::policy::{Decision, Policy};
+use super::policy::{Account, Decision, Policy};
 use super::spawn::{Ids, Image, Program};
 use crate::ipc::JobSpec;
 
@@ -49,14 +49,19 @@ pub(crate) fn prepare(
     worker: Option<OwnedFd>,
 ) -> Result<Program, BadSpec> {
     check(spec)?;
+    let login = spec.login && decision.forced_command.is_none();
     let account = &decision.account;
     let shell = || c_string(account.shell.as_os_str().as_bytes());
     let mut envp = policy.environment(decision, spec, job);
     set(&mut envp, COOKIE, job.to_string().as_bytes())?;
     let mut image = None;
     let argv = if let Some(command) = &decision.forced_command {
-        set(&mut envp, "SSH_ORIGINAL_COMMAND", &asked_command(spec))?;
+        if !spec.login {
+            set(&mut envp, "SSH_ORIGINAL_COMMAND", &asked_command(spec))?;
+        }
         vec![shell()?, c_string(b"-c")?, c_string(command)?]
+    } else if login {
+        vec![login_name(account)?]
     } else if spec.shell {
         vec![shell()?, c_string(b"-c")?, c_string(first(spec)?)?]
     } else if let (Some(arguments), Some(file)) = (copy_worker(spec), worker) {
@@ -74,6 +79,7 @@ pub(crate) fn prepare(
     };
     let image = match image {
         Some(image) => image,
+        None if login => Image::Paths(vec![shell()?]),
         None => Image::Paths(places(&argv, &envp)?),
     };
     let cwd = match &spec.cwd {
@@ -98,6 +104,7 @@ pub(crate) fn prepare(
         ids,
         nofile: own.nofile,
         umask: own.umask,
+        terminal: spec.pty.is_some(),
         no_new_privs: false,
     })
 }
@@ -119,7 +126,9 @@ fn check(spec: &JobSpec) -> Result<(), BadSpec> {
     let named = |var: &[u8]| var.iter().position(|&byte| byte == b'=') > Some(0);
     let good = bytes <= START_BYTES_MAX
         && strings().count() <= START_STRINGS_MAX
-        && !spec.argv.is_empty()
+        && spec.argv.is_empty() == spec.login
+        && !(spec.shell && spec.login)
+        && spec.pty.as_ref().is_none_or(|pty| !pty.term.contains('\0'))
         && (!spec.shell || spec.argv.len() == 1)
         && strings().all(|s| !s.contains(&0))
         && spec.env.iter().all(|var| named(var));
@@ -128,6 +137,12 @@ fn check(spec: &JobSpec) -> Result<(), BadSpec> {
 
 fn first(spec: &JobSpec) -> Result<&[u8], BadSpec> {
     spec.argv.first().map(|s| s.as_slice()).ok_or(BadSpec)
+}
+
+/// What a login shell is called: its file's name behind a dash (login(1)).
+fn login_name(account: &Account) -> Result<CString, BadSpec> {
+    let name = account.shell.file_name().unwrap_or_default();
+    c_string(&[b"-", name.as_bytes()].concat())
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString, BadSpec> {
@@ -209,6 +224,8 @@ mod tests {
             shell: false,
             stdin: Stdin::Null,
             timeout_ms: None,
+            pty: None,
+            login: false,
             source: Source::Unix,
             connection: 1,
         }
@@ -230,6 +247,15 @@ mod tests {
             with.env.push(ByteBuf::from(var));
             assert_eq!(check(&with), Err(BadSpec), "{var:?}");
         }
+        // A login shell has no arguments, and is no text for a shell.
+        let login = |argv: &[&[u8]], shell| JobSpec {
+            login: true,
+            shell,
+            ..spec(argv)
+        };
+        assert_eq!(check(&login(&[], false)), Ok(()));
+        assert_eq!(check(&login(&[b"ls"], false)), Err(BadSpec));
+        assert_eq!(check(&login(&[], true)), Err(BadSpec));
         let long = vec![b'x'; START_BYTES_MAX];
         assert_eq!(check(&spec(&[&long])), Err(BadSpec));
         assert_eq!(check(&spec(&[&long[1..]])), Ok(()));

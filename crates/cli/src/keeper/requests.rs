@@ -240,6 +240,9 @@ impl Keeper {
             decision: decision.ok_or(RefuseCode::NoGrant)?,
             spec,
         };
+        if start.spec.pty.is_some() && !start.decision.grant.pty {
+            return Err(RefuseCode::NoTerminal);
+        }
         let uid = start.decision.account.uid;
         let limits = (self.config.jobs_max, self.config.gate.jobs_per_user_max);
         if self.jobs.by_id(job).is_none() {
@@ -292,5 +295,6 @@ fn fingerprint(spec: &JobSpec) -> u64 {
         .map(|cwd| cwd.as_slice())
         .hash(&mut hasher);
     (spec.shell, spec.stdin as u8, spec.timeout_ms).hash(&mut hasher);
+    (&spec.pty, spec.login).hash(&mut hasher);
     hasher.finish()
 }

@@ -47,6 +47,8 @@ pub(crate) struct Program {
     pub(crate) nofile: (u64, u64),
     /// The file mode creation mask.
     pub(crate) umask: u32,
+    /// Whether its descriptor 1 is a terminal that its session is to control.
+    pub(crate) terminal: bool,
     /// Whether no program that it executes may gain privileges.
     pub(crate) no_new_privs: bool,
 }
@@ -424,6 +426,10 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (u8, isize)> {
         for &fd in &plan.fds {
             call(0, libc::SYS_dup3, [fd as usize, target, 0, 0, 0])?;
             target += 1;
+        }
+        if program.terminal {
+            let request = libc::TIOCSCTTY as usize;
+            call(0, libc::SYS_ioctl, [1, request, 0, 0, 0])?;
         }
         let (first, last) = (target, u32::MAX as usize);
         let cloexec = libc::CLOSE_RANGE_CLOEXEC as usize;

@@ -3,6 +3,7 @@
 //! Nothing here waits for a child. It is answered for when it has executed its
 //! program or could not, which the loop learns as an event.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -10,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::pipe::PipeFlags;
+use serde_bytes::ByteBuf;
 
 use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Pipes, Serial};
 use super::journal::{OnDisconnect, Record, StartRecord};
 use super::requests::Start;
 use super::spawn::{self, Program, Progress, Spawned, Stage};
-use super::{Keeper, Timer, Token, tree};
+use super::{Keeper, Timer, Token, terminal, tree};
 use crate::clock::unix_ms;
-use crate::ipc::{NotStarted, RefuseCode, Stdin, ToGate};
+use crate::ipc::{NotStarted, Pty, RefuseCode, Stdin, ToGate};
 
 /// How a start failed before there was a process.
 enum Failed {
@@ -37,6 +39,8 @@ impl From<io::Error> for Failed {
 struct Standard {
     child: [OwnedFd; 3],
     pipes: Pipes,
+    /// The terminal's name, where there is one.
+    tty: Option<CString>,
 }
 
 impl Keeper {
@@ -65,7 +69,7 @@ impl Keeper {
             && job.connection == start.spec.connection
             && job.worker == start.worker
             && job.fingerprint == start.fingerprint;
-        let whole = job.pipes.open().0.len() == 2 + usize::from(job.stdin == Stdin::Pipe);
+        let whole = job.pipes.open().0.len() == job.streams;
         match job.phase {
             JobPhase::Starting(_) if same => job.requests.push(start.request),
             JobPhase::Running if same && whole => {
@@ -82,8 +86,9 @@ impl Keeper {
     }
 
     fn spawn_job(&mut self, start: Start) -> Result<(), Failed> {
-        let program = self.prepare(&start).map_err(Failed::Refused)?;
-        let standard = self.standard(start.spec.stdin)?;
+        let mut program = self.prepare(&start).map_err(Failed::Refused)?;
+        let standard = self.standard(&start)?;
+        program.envp.extend(standard.tty);
         let now = unix_ms();
         let recorded = self
             .journal
@@ -160,8 +165,11 @@ impl Keeper {
         }
     }
 
-    fn standard(&self, stdin: Stdin) -> io::Result<Standard> {
-        let (stdin, ours) = match stdin {
+    fn standard(&self, start: &Start) -> io::Result<Standard> {
+        if let Some(pty) = &start.spec.pty {
+            return self.terminal(pty, start);
+        }
+        let (stdin, ours) = match start.spec.stdin {
             Stdin::Null => (rustix::io::fcntl_dupfd_cloexec(&self.null, 3)?, None),
             Stdin::Pipe => {
                 let (child, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -177,6 +185,35 @@ impl Keeper {
                 stdout: Some(non_blocking(stdout)?),
                 stderr: Some(non_blocking(stderr)?),
             },
+            tty: None,
+        })
+    }
+
+    /// The same with a terminal. Its master is one open file for both directions.
+    fn terminal(&self, pty: &Pty, start: &Start) -> io::Result<Standard> {
+        let owner =
+            (self.own.uid != start.decision.account.uid).then_some(start.decision.account.uid);
+        let made = terminal::open(pty, speaks_utf8(&start.spec.env), owner)?;
+        let master = non_blocking(made.master)?;
+        let with_stdin = start.spec.stdin == Stdin::Pipe;
+        let stdin = match with_stdin {
+            true => rustix::io::fcntl_dupfd_cloexec(&made.slave, 3)?,
+            false => rustix::io::fcntl_dupfd_cloexec(&self.null, 3)?,
+        };
+        let (stderr, ours) = if pty.stderr_pipe {
+            let (ours, stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            (stderr, Some(non_blocking(ours)?))
+        } else {
+            (rustix::io::fcntl_dupfd_cloexec(&made.slave, 3)?, None)
+        };
+        Ok(Standard {
+            child: [stdin, made.slave, stderr],
+            pipes: Pipes {
+                stdin: with_stdin.then(|| Rc::clone(&master)),
+                stdout: Some(master),
+                stderr: ours,
+            },
+            tty: Some(made.variable),
         })
     }
 
@@ -258,6 +295,21 @@ fn start_record(start: &Start, now: u64) -> StartRecord {
         deadline_unix_ms: start.spec.timeout_ms.map(|ms| now.saturating_add(ms)),
         on_disconnect: OnDisconnect::End,
     }
+}
+
+/// Whether the client's locale is one of UTF-8, by the variable that decides (locale(7)).
+fn speaks_utf8(env: &[ByteBuf]) -> bool {
+    let value = |name: &[u8]| {
+        let of = |variable: &&ByteBuf| variable.strip_prefix(name).is_some_and(|v| !v.is_empty());
+        env.iter().rev().find(of)
+    };
+    let names = [&b"LC_ALL="[..], b"LC_CTYPE=", b"LANG="];
+    names.into_iter().find_map(value).is_some_and(|variable| {
+        let text = variable.to_ascii_lowercase();
+        [&b"utf-8"[..], b"utf8"]
+            .iter()
+            .any(|code| text.windows(code.len()).any(|part| part == *code))
+    })
 }
 
 fn non_blocking(fd: OwnedFd) -> io::Result<Rc<OwnedFd>> {

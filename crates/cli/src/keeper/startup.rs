@@ -115,6 +115,7 @@ impl Keeper {
                 ids: None,
                 nofile: self.own.nofile,
                 umask: self.own.umask,
+                terminal: false,
                 no_new_privs: true,
             };
             let Ok(child) = spawn::spawn(nothing, &[null; 3], Some(group.as_fd()), stacks) else {

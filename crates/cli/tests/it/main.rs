@@ -11,6 +11,8 @@ mod scenarios;
 mod secret;
 mod serve;
 mod server;
+mod shell;
+mod slow_line;
 mod stranger;
 mod terminal;
 mod tidy;

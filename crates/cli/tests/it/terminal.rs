@@ -91,6 +91,40 @@ impl Terminal {
             .contains(rustix::termios::LocalModes::ECHO)
     }
 
+    /// Whether a line is edited before a program gets it.
+    pub(crate) fn is_cooked(&self) -> bool {
+        let modes = rustix::termios::tcgetattr(&self.master).unwrap();
+        modes
+            .local_modes
+            .contains(rustix::termios::LocalModes::ICANON)
+    }
+
+    /// Makes its window another size, in characters.
+    pub(crate) fn resize(&self, cols: u16, rows: u16) {
+        let size = rustix::termios::Winsize {
+            ws_col: cols,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&self.master, size).unwrap();
+    }
+
+    /// Waits until something more is shown; `false` where nothing is for long.
+    pub(crate) fn more(&mut self) -> bool {
+        self.read(Instant::now() + PATIENCE)
+    }
+
+    /// The same as [`Terminal::end`], and the terminal's modes are those of a shell.
+    pub(crate) fn end_cooked(self) -> (ExitStatus, String) {
+        let master = self.master.try_clone().unwrap();
+        let ended = self.end();
+        let modes = rustix::termios::tcgetattr(&master).unwrap();
+        let cooked = rustix::termios::LocalModes::ICANON | rustix::termios::LocalModes::ECHO;
+        assert!(modes.local_modes.contains(cooked), "{modes:?}");
+        ended
+    }
+
     /// Waits for the end; gives the status and all that was shown.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + PATIENCE;

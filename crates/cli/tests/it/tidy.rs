@@ -39,7 +39,10 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
 ];
 
 /// Where tests may sleep, and why that does not wait for a thing.
-const SLEEPING_TESTS: &[(&str, &str)] = &[];
+const SLEEPING_TESTS: &[(&str, &str)] = &[(
+    "crates/cli/tests/it/slow_line.rs",
+    "the delay of a slow line",
+)];
 
 /// Documents that are linked to before they are written.
 const DOCUMENTS_TO_COME: &[&str] = &[];

@@ -1,10 +1,12 @@
 //! `bowline run`: one command on another machine, as if it were here.
 
+mod escapes;
 mod json;
 mod relay;
 mod signals;
 mod sink;
 mod stdin;
+mod tty;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -14,9 +16,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bowline::client::{ClientError, StartRequest};
+use bowline::client::{ClientError, Connection, StartRequest};
 use bowline::driver::WireError;
-use bowline_proto::id::JobId;
+use bowline_proto::id::{Channel, JobId};
+use bowline_proto::message::Pty;
 use bowline_proto::outcome::{Happened, Outcome};
 
 use self::relay::Relay;
@@ -69,6 +72,12 @@ pub(crate) struct RunFlags {
     /// Wait for the end of the output, also of background children
     #[arg(long)]
     pub(crate) wait_output: bool,
+    /// Give the program a terminal, of this one's size and kind where there is one
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) pty: bool,
+    /// With --pty: stderr stays apart instead of going to the terminal
+    #[arg(long, requires = "pty")]
+    pub(crate) stderr_pipe: bool,
     #[command(flatten)]
     pub(crate) connect: ConnectFlags,
 }
@@ -79,16 +88,34 @@ pub(crate) struct RunFlags {
 /// Where the flags make no sense, before anything was asked for.
 pub(crate) async fn run(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode> {
     let request = request(&flags)?;
+    follow(flags, &request, quiet).await
+}
+
+/// The same with the account's login shell as the program.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn login(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode> {
+    let request = StartRequest {
+        login: true,
+        ..request(&flags)?
+    };
+    follow(flags, &request, quiet).await
+}
+
+async fn follow(flags: RunFlags, request: &StartRequest, quiet: bool) -> anyhow::Result<ExitCode> {
     let status = flags.status_fd.map(inherited::take).transpose();
     let status = status.context("--status-fd")?;
     let job = exit::fresh_job_id()?;
-    let mut relay = Relay::new(!flags.no_stdin, flags.json).context("stdin")?;
+    let mut relay = Relay::new(!flags.no_stdin, flags.json, flags.pty).context("stdin")?;
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
-    let report = attempts(&mut dialer, &request, job, &mut relay).await;
+    let report = attempts(&mut dialer, request, job, &mut relay).await;
     let report = match report {
         Ok(exit) => Report::new(exit, &flags.target, job),
         Err((error, started)) => Report::without_exit(failed(&error, started), &flags.target, job),
     };
+    // Its terminal is as it was before anything is said.
+    drop(relay);
     dialer.finish();
     tell(&report, flags.json, status, quiet);
     Ok(ExitCode::from(report.outcome.exit_status()))
@@ -112,10 +139,11 @@ async fn attempts(
                 let signals = match &mut signals {
                     Some(signals) => signals,
                     None => signals.insert(
-                        Signals::new().map_err(|error| (WireError::from(error).into(), false))?,
+                        Signals::new(request.pty.is_some())
+                            .map_err(|error| (WireError::from(error).into(), false))?,
                     ),
                 };
-                match connection.start(job, request) {
+                match start(&mut connection, job, request).await {
                     Err(error) => return Err((error, false)),
                     Ok(channel) => match relay.follow(&mut connection, channel, signals).await {
                         Ok(exit) => return Ok(exit),
@@ -141,6 +169,29 @@ async fn attempts(
     }
 }
 
+/// Asks for the job, of a server that can do what is asked.
+async fn start(
+    connection: &mut Connection,
+    job: JobId,
+    request: &StartRequest,
+) -> Result<Channel, ClientError> {
+    if request.pty.is_some() && !connection.has_terminals().await? {
+        return Err(ClientError::NoTerminals);
+    }
+    connection.start(job, request)
+}
+
+/// A terminal like our own. Without one it is a terminal all the same: it was asked for.
+fn terminal(stderr_pipe: bool) -> Pty {
+    let size = tty::size();
+    Pty {
+        term: std::env::var("TERM").unwrap_or_default(),
+        cols: size.map_or(0, |size| size.cols),
+        rows: size.map_or(0, |size| size.rows),
+        stderr_pipe,
+    }
+}
+
 fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
     let argv: Vec<Vec<u8>> = match &flags.shell {
         Some(text) => vec![text.clone().into_vec()],
@@ -160,6 +211,7 @@ fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
             .timeout
             .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         wait_output: flags.wait_output,
+        pty: flags.pty.then(|| terminal(flags.stderr_pipe)),
         // A drop ends the tree, for as long as this command does not resume.
         ..StartRequest::default()
     })

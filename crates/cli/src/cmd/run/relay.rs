@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bowline::client::{ClientError, Connection, Happening};
 use bowline_proto::frame::Stream;
@@ -15,10 +16,15 @@ use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::PutError;
 use bytes::Bytes;
 
+use super::escapes::{Asked, HELP};
 use super::json::Encoder;
 use super::signals::Signals;
 use super::sink::{Sink, Written};
 use super::stdin::{READS_MAX, Stdin};
+use super::tty::{self, RawMode};
+
+/// How long one who leaves waits for the line to take the last word.
+const LEAVE_TIME: Duration = Duration::from_secs(1);
 
 /// The client's side of a job, over all attempts to start it.
 #[derive(Debug)]
@@ -31,6 +37,10 @@ pub(super) struct Relay {
     started: bool,
     interrupts: u32,
     exit: Option<Exit>,
+    /// The job has a terminal.
+    pty: bool,
+    /// Our own, where stdin is one and the job's keys come from it.
+    raw: Option<RawMode>,
 }
 
 /// One of the job's output streams.
@@ -54,7 +64,7 @@ enum Next {
 impl Relay {
     /// # Errors
     /// As dup(2), for stdin.
-    pub(super) fn new(with_stdin: bool, json: bool) -> io::Result<Self> {
+    pub(super) fn new(with_stdin: bool, json: bool, pty: bool) -> io::Result<Self> {
         let written = Arc::new(Written::default());
         let stdout = rustix::stdio::stdout();
         let stderr = if json {
@@ -82,6 +92,8 @@ impl Relay {
             started: false,
             interrupts: 0,
             exit: None,
+            pty,
+            raw: (pty && with_stdin).then(RawMode::new).flatten(),
         })
     }
 
@@ -115,7 +127,8 @@ impl Relay {
             }
             let next = self.next(connection, channel, signals).await;
             if let Some(exit) = self.apply(connection, channel, next)? {
-                let _ = connection.flush().await;
+                // Who leaves does not wait for a line that is dead.
+                let _ = tokio::time::timeout(LEAVE_TIME, connection.flush()).await;
                 return Ok(exit);
             }
         }
@@ -128,8 +141,14 @@ impl Relay {
         signals: &mut Signals,
     ) -> Next {
         let over = self.exit.is_some();
+        // What is typed ahead waits in the terminal until it is raw.
+        let typed_ahead = self.raw.is_some() && !self.started;
         let stdin = match &self.stdin {
-            Some(stdin) if !over && stdin.is_open() && connection.room(channel) > 0 => Some(stdin),
+            Some(stdin)
+                if !over && !typed_ahead && stdin.is_open() && connection.room(channel) > 0 =>
+            {
+                Some(stdin)
+            }
             _ => None,
         };
         tokio::select! {
@@ -156,7 +175,12 @@ impl Relay {
                     return Ok(Some(exit));
                 }
             }
-            Next::Stdin => self.send_stdin(connection, channel),
+            Next::Stdin => {
+                self.send_stdin(connection, channel);
+                if let Some(exit) = self.asked(connection, channel) {
+                    return Ok(Some(exit));
+                }
+            }
             Next::Written => {
                 self.stdout.sink.pump();
                 self.stderr.sink.pump();
@@ -178,6 +202,16 @@ impl Relay {
                 self.started = true;
                 if let Some(stdin) = &mut self.stdin {
                     stdin.started();
+                    if self.raw.is_some() {
+                        stdin.watch_for_escapes();
+                    }
+                }
+                if let Some(raw) = &mut self.raw {
+                    raw.enter();
+                }
+                if self.pty {
+                    // The window may have changed since the start was asked for.
+                    resize(connection, channel);
                 }
             }
             Happening::Output {
@@ -252,6 +286,21 @@ impl Relay {
         channel: Channel,
         signal: i32,
     ) -> Option<Exit> {
+        match signal {
+            libc::SIGWINCH if self.pty => {
+                resize(connection, channel);
+                return None;
+            }
+            libc::SIGTSTP => {
+                self.suspend(connection, channel);
+                return None;
+            }
+            // As with ssh, what ends the client hangs up its terminal.
+            libc::SIGTERM | libc::SIGHUP if self.pty => {
+                return Some(self.leave(connection, channel, Some(signal), None));
+            }
+            _ => {}
+        }
         if signal == libc::SIGINT {
             self.interrupts += 1;
         }
@@ -273,6 +322,57 @@ impl Relay {
             stderr: self.stderr.received,
             ..Exit::default()
         })
+    }
+
+    /// Acts on what was typed for us. Gives an outcome where we are to leave.
+    fn asked(&mut self, connection: &mut Connection, channel: Channel) -> Option<Exit> {
+        match self.stdin.as_mut()?.take_asked()? {
+            Asked::Leave => {
+                let left = ("left", "left by ~. and hung up");
+                return Some(self.leave(connection, channel, None, Some(left)));
+            }
+            Asked::Suspend => self.suspend(connection, channel),
+            Asked::Help => eprint!("~?\r\n{HELP}"),
+        }
+        None
+    }
+
+    fn suspend(&mut self, connection: &mut Connection, channel: Channel) {
+        match &mut self.raw {
+            Some(raw) => raw.suspend(),
+            None => _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP),
+        }
+        resize(connection, channel);
+    }
+
+    /// Hangs up the job and gives the outcome to leave with.
+    fn leave(
+        &mut self,
+        connection: &mut Connection,
+        channel: Channel,
+        signal: Option<i32>,
+        why: Option<(&str, &str)>,
+    ) -> Exit {
+        if self.exit.is_none() {
+            let hang_up = Signal {
+                signal: libc::SIGHUP,
+                tree: true,
+                job: None,
+            };
+            connection.signal(channel, &hang_up);
+        }
+        Exit {
+            outcome: Outcome {
+                outcome: Happened::Cancelled,
+                signal,
+                error: why.map(|(code, _)| code.to_owned()),
+                message: why.map(|(_, message)| message.to_owned()),
+                ..Outcome::default()
+            },
+            stdout: self.stdout.received,
+            stderr: self.stderr.received,
+            ..Exit::default()
+        }
     }
 
     fn send_stdin(&mut self, connection: &mut Connection, channel: Channel) {
@@ -351,6 +451,13 @@ impl Relay {
             }
         }
         Some(exit)
+    }
+}
+
+/// Tells the job the size of our terminal, where we are at one.
+fn resize(connection: &mut Connection, channel: Channel) {
+    if let Some(size) = tty::size() {
+        connection.resize(channel, &size);
     }
 }
 

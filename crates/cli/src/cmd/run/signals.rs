@@ -23,10 +23,12 @@ pub(super) struct Signals(Vec<(i32, Signal)>);
 impl Signals {
     /// # Errors
     /// As sigaction(2).
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(terminal: bool) -> io::Result<Self> {
         let ignored = ignored();
         let mut signals = Vec::new();
-        for number in FORWARDED {
+        // At a terminal in raw mode a stop is ours to prepare for.
+        let stop = terminal.then_some(libc::SIGTSTP);
+        for number in FORWARDED.into_iter().chain(stop) {
             // A signal that we were started to ignore (nohup) stays ignored.
             if ignored >> (number - 1) & 1 == 0 {
                 signals.push((number, signal(SignalKind::from_raw(number))?));

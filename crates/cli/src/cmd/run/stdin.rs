@@ -12,11 +12,15 @@ use rustix::event::{PollFd, PollFlags};
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
 
+use super::escapes::{Asked, Escapes};
+
 /// Reads in a row before something else gets its turn.
 pub(super) const READS_MAX: usize = 8;
 /// A pipe that much comes through gets this capacity, in bytes: fewer switches
 /// between its writer and us. Linux's default limit for users (pipe(7)).
 const PIPE_BYTES: usize = 1024 * 1024;
+/// What is taken from a terminal at once, which never has more (N_TTY_BUF_SIZE of Linux).
+const TYPED_BYTES_MAX: usize = 4096;
 /// So much makes it worth the while.
 const MUCH_BYTES: u64 = 512 * 1024;
 
@@ -33,6 +37,12 @@ pub(super) struct Stdin {
     ended: bool,
     read: u64,
     enlarged: bool,
+    /// At a raw terminal: what is typed for us is taken out.
+    escapes: Option<Escapes>,
+    /// What was typed for us, until somebody asks.
+    asked: Option<Asked>,
+    /// What was typed behind that.
+    behind: Vec<u8>,
 }
 
 impl Stdin {
@@ -54,12 +64,25 @@ impl Stdin {
             ended: false,
             read: 0,
             enlarged: false,
+            escapes: None,
+            asked: None,
+            behind: Vec::new(),
         })
+    }
+
+    /// From here on a person types: `~` behind a newline is for us.
+    pub(super) fn watch_for_escapes(&mut self) {
+        self.escapes.get_or_insert_default();
+    }
+
+    /// What was typed for us, once.
+    pub(super) fn take_asked(&mut self) -> Option<Asked> {
+        self.asked.take()
     }
 
     /// Whether there is or may be more to send.
     pub(super) fn is_open(&self) -> bool {
-        !self.ended || self.has_again()
+        !self.ended || self.has_again() || !self.behind.is_empty()
     }
 
     fn has_again(&self) -> bool {
@@ -71,7 +94,7 @@ impl Stdin {
     /// # Cancel safety
     /// Nothing is read here.
     pub(super) async fn readable(&self) {
-        if self.has_again() {
+        if self.has_again() || !self.behind.is_empty() {
             return;
         }
         let Some(readiness) = &self.readiness else {
@@ -105,6 +128,9 @@ impl Stdin {
             self.drop_kept();
             return Ok((len, self.ended && !self.has_again()));
         }
+        if self.escapes.is_some() {
+            return self.read_typed(space);
+        }
         if self.ended {
             return Ok((0, true));
         }
@@ -133,6 +159,44 @@ impl Stdin {
             self.again = self.kept.len();
         }
         Ok((len, self.ended))
+    }
+
+    /// The same without what is typed for us. Stops behind each thing that is.
+    fn read_typed(&mut self, space: &mut [u8]) -> io::Result<(usize, bool)> {
+        if self.asked.is_some() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.behind.is_empty() {
+            if self.ended {
+                return Ok((0, true));
+            }
+            if !is_readable(self.fd) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            // A `~` that was held back may take one byte more.
+            let mut typed = vec![0; space.len().saturating_sub(1).min(TYPED_BYTES_MAX)];
+            let len = rustix::io::retry_on_intr(|| rustix::io::read(self.fd, &mut typed))?;
+            self.ended = len == 0;
+            if self.ended {
+                return Ok((0, true));
+            }
+            typed.truncate(len);
+            self.behind = typed;
+        }
+        let mut out = Vec::new();
+        let room = self.behind.len().min(space.len().saturating_sub(1));
+        if let (Some(escapes), Some(typed)) = (&mut self.escapes, self.behind.get(..room)) {
+            let (taken, asked) = escapes.read(typed, &mut out);
+            self.asked = asked;
+            self.behind.drain(..taken);
+        }
+        for (to, from) in space.iter_mut().zip(&out) {
+            *to = *from;
+        }
+        if out.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok((out.len(), false))
     }
 
     /// The job runs: nothing is sent again from here on.

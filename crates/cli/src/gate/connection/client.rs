@@ -170,6 +170,12 @@ impl Connection {
                 self.wire.take(len);
                 self.signal(&authenticated, channel, signal);
             }
+            Event::Resize(size) => {
+                self.wire.take(len);
+                if let Some(job) = self.jobs.get_mut(&channel.0) {
+                    job.resize(size.cols, size.rows);
+                }
+            }
             Event::List(list) => {
                 self.wire.take(len);
                 self.list(&list);
@@ -184,8 +190,7 @@ impl Connection {
                 self.close();
                 return Ok(false);
             }
-            // A job without a terminal has no size, and outcomes are kept for as long as
-            // the record says.
+            // Outcomes are kept for as long as the record says.
             _ => self.wire.take(len),
         }
         self.rest();

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{Exit, Refused, Started};
 use bowline_proto::outcome::{Happened, Outcome};
@@ -32,6 +33,7 @@ impl Connection {
             job.runs(pid, unix_ms);
             return;
         }
+        let no_stderr = job.has_no_stderr();
         if let Err(error) = job.started(pid, unix_ms, fds) {
             tracing::error!(%error, "the keeper's descriptors cannot be used");
             job.abandon();
@@ -53,6 +55,9 @@ impl Connection {
                 ..Started::default()
             };
             session.started(channel, &started);
+            if no_stderr {
+                let _ = session.put_end(channel, Stream::Stderr);
+            }
         }
     }
 

@@ -575,6 +575,8 @@ pub(super) fn spec(argv: &[&str]) -> JobSpec {
         shell: false,
         stdin: Stdin::Null,
         timeout_ms: None,
+        pty: None,
+        login: false,
         source: Source::Tcp([127, 0, 0, 1].into(), 1),
         connection: 1,
     }

@@ -105,6 +105,15 @@ fn tells_nothing(heard: &[u8]) {
     }
 }
 
+/// A server that is older than terminals would run the program without one.
+#[test]
+fn a_server_without_terminals_is_not_asked_for_one() {
+    let (status, said, heard) = meet(&["--trust", "new", "--pty"], false, &[]);
+    assert_eq!(status, Some(255), "{said}");
+    assert!(said.contains("[no_terminals]"), "{said}");
+    tells_nothing(&heard);
+}
+
 /// With a shared secret both sides prove it; a server that cannot is told nothing.
 #[test]
 fn a_server_that_does_not_prove_itself() {

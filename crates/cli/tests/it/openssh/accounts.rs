@@ -185,7 +185,7 @@ fn root_serves_the_accounts_that_are_listed() {
     let name = account.name.as_str();
     let key = home.join(".ssh/id_ed25519");
     let client = dir.path().join("client");
-    let run = |serving: &Serving, user: &str, argv: &[&str]| {
+    let run_with = |serving: &Serving, user: &str, more: &[&str], argv: &[&str]| {
         let flags = [
             "--identity",
             key.to_str().unwrap(),
@@ -194,8 +194,10 @@ fn root_serves_the_accounts_that_are_listed() {
             "--user",
             user,
         ];
+        let flags = [&flags[..], more].concat();
         run_at(&client, &serving.target, &flags, argv)
     };
+    let run = |serving: &Serving, user: &str, argv: &[&str]| run_with(serving, user, &[], argv);
     let refused = |serving: &Serving, user: &str| {
         let (_, err) = ended(&run(serving, user, &["true"]), 255);
         assert!(err.contains("[not_authenticated]"), "{err}");
@@ -219,6 +221,11 @@ fn root_serves_the_accounts_that_are_listed() {
     // No more than that: files of root stay closed.
     let (_, err) = ended(&run(&serving, name, &["cat", "/etc/shadow"]), 1);
     assert!(err.contains("Permission denied"), "{err}");
+    // A terminal belongs to the account, which may open it by its name.
+    let show = "stat -c %u $BOWLINE_TTY; echo named >$BOWLINE_TTY";
+    let with_pty = run_with(&serving, name, &["--pty"], &["sh", "-c", show]);
+    let (out, _) = ended(&with_pty, 0);
+    assert_eq!(out, format!("{}\r\nnamed\r\n", passwd.uid));
     // It is signalled and ended as any other, too.
     ended(&run(&serving, name, &["sh", "-c", "kill -TERM $$"]), 143);
 

@@ -9,7 +9,7 @@ use crate::limits::{
 };
 use crate::message::{
     Attach, AttachFrom, Bye, Exit, Forget, Gap, JobRow, Jobs, List, MessageError, OnDisconnect,
-    Ping, Pong, Refused, Resize, Signal, SpoolPolicy, Started, Window,
+    Ping, Pong, Pty, Refused, Resize, Signal, SpoolPolicy, Started, Window,
 };
 use crate::outcome::{Happened, Outcome};
 
@@ -408,6 +408,13 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
         detach: true,
         spool: SpoolPolicy::DropOldest,
         spool_bytes: Some(3),
+        pty: Some(Pty {
+            term: text(),
+            cols: 1,
+            rows: 2,
+            stderr_pipe: true,
+        }),
+        login: true,
     };
     let row = JobRow {
         job,

@@ -150,7 +150,7 @@ fn starts_of_the_vectors_hold_their_strings() {
             whole += 1;
         }
     }
-    assert_eq!(whole, 3);
+    assert_eq!(whole, 5);
 }
 
 #[test]
