@@ -31,6 +31,11 @@ const SSH_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a person may take longer over an answer than the server waits: each is asked for only once.
 const TOO_SLOW_MAX: u32 = 4;
 
+/// How often a line may break before anything was done over it.
+const BROKEN_MAX: u32 = 5;
+/// The pause after the first time; it doubles with each.
+const BROKEN_PAUSE: Duration = Duration::from_millis(20);
+
 /// The flags of every command that connects.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlags {
@@ -57,6 +62,8 @@ pub(crate) struct Dialer {
     options: Options,
     /// How often the server would not wait any longer for a person's answer.
     too_slow: u32,
+    /// How often the line broke.
+    broken: u32,
     /// The server of the target `local`, for as long as it is dialled.
     local: Option<LocalServer>,
 }
@@ -109,6 +116,7 @@ impl Dialer {
             trust: Box::new(trust),
             options,
             too_slow: 0,
+            broken: 0,
             local: None,
         })
     }
@@ -124,6 +132,7 @@ impl Dialer {
             trust: Box::new(trust),
             options,
             too_slow: 0,
+            broken: 0,
             local: Some(local),
         })
     }
@@ -141,15 +150,18 @@ impl Dialer {
         client::connect(&self.endpoint, access, &self.options).await
     }
 
-    /// Connects and waits to be let in.
+    /// Connects and waits to be let in; again where that may end better.
     ///
     /// # Errors
     /// [`ClientError`].
     pub(crate) async fn enter(&mut self) -> Result<Connection, ClientError> {
         loop {
             match self.try_enter().await {
-                Err(error) if self.may_dial_again(&error) => {}
-                entered => return entered,
+                Ok(connection) => return Ok(connection),
+                Err(error) => match self.pause_before_another(&error) {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(error),
+                },
             }
         }
     }
@@ -162,17 +174,30 @@ impl Dialer {
         Ok(connection)
     }
 
-    /// Whether another [`Self::dial`] may end better: it would offer keys that the
-    /// server has not seen, or the answers that a person took too long to give.
-    pub(crate) fn may_dial_again(&mut self, error: &ClientError) -> bool {
-        match error.code() {
+    /// The pause before another [`Self::dial`], where one may end better and nothing was done
+    /// over this one: none for keys that the server has not seen and for answers that a person
+    /// took too long to give, a growing one where the line broke.
+    pub(crate) fn pause_before_another(&mut self, error: &ClientError) -> Option<Duration> {
+        if error.is_broken_line() {
+            self.broken += 1;
+            let doubled = BROKEN_PAUSE.saturating_mul(1 << (self.broken - 1).min(BROKEN_MAX));
+            tracing::info!(%error, times = self.broken, "the line broke; trying again");
+            return (self.broken <= BROKEN_MAX).then_some(doubled);
+        }
+        let again = match error.code() {
             "not_authenticated" => self.proofs.advance(),
             "auth_timeout" => {
                 self.too_slow += 1;
                 self.too_slow <= TOO_SLOW_MAX
             }
             _ => false,
-        }
+        };
+        again.then_some(Duration::ZERO)
+    }
+
+    /// Whether a line broke, so that what was asked for over it may have been heard.
+    pub(crate) fn was_broken(&self) -> bool {
+        self.broken > 0
     }
 
     /// Ends what was started for the sake of the connection.

@@ -6,6 +6,7 @@ mod lifecycle;
 mod openssh;
 mod policy;
 mod readme;
+mod retries;
 mod run;
 mod scenarios;
 mod secret;

@@ -30,11 +30,6 @@ use crate::exit;
 use crate::inherited;
 use crate::report::Report;
 
-/// Attempts to start a job whose connection breaks before it has started.
-const ATTEMPTS_MAX: u32 = 6;
-/// The pause before the second attempt; it doubles with each.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
 /// Run a command on another machine
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RunFlags {
@@ -128,8 +123,6 @@ async fn attempts(
     job: JobId,
     relay: &mut Relay,
 ) -> Result<bowline_proto::message::Exit, (ClientError, bool)> {
-    let mut pause = RETRY_PAUSE;
-    let mut attempt = 1;
     // Until there is a connection, a signal does to this process what it does to any.
     let mut signals = None;
     loop {
@@ -152,19 +145,15 @@ async fn attempts(
                 }
             }
         };
-        if !relay.started() && dialer.may_dial_again(&error) {
-            relay.rewind();
-            continue;
-        }
         // An earlier attempt had reached the keeper, and only its answer was lost.
-        let started = relay.started() || (attempt > 1 && error.code() == "duplicate_job");
-        if started || attempt == ATTEMPTS_MAX || !error.is_broken_line() {
-            return Err((error, started));
+        let started = relay.started() || (dialer.was_broken() && error.code() == "duplicate_job");
+        if started {
+            return Err((error, true));
         }
-        tracing::info!(%error, attempt, "the line broke before the job had started; trying again");
+        let Some(pause) = dialer.pause_before_another(&error) else {
+            return Err((error, false));
+        };
         tokio::time::sleep(pause).await;
-        pause = pause.saturating_mul(2);
-        attempt += 1;
         relay.rewind();
     }
 }
