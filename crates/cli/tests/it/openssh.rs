@@ -222,6 +222,11 @@ impl Serving {
         }
     }
 
+    /// The keeper's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has said so far. It speaks before it answers.
     pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap()

@@ -1,9 +1,10 @@
 //! Accounts: a server of an ordinary user with that user's own files, and root's
 //! server for others.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::{Serving, copy_program, ended, passable, public, run_at, ssh_keygen};
 use crate::server::{bowline, is_root};
@@ -105,6 +106,83 @@ fn a_user_serves_and_runs_with_stock_files_alone() {
     ended(&run(&[], &["true"]), 0);
     std::fs::remove_file(&own_grants).unwrap();
     ended(&run(&[], &["true"]), 255);
+}
+
+/// Lets a process make children while its user has at most `more` tasks more than now.
+fn limit_processes(pid: u32, uid: u32, more: u64) {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let tasks = processes.filter_map(|entry| {
+        // Processes may end meanwhile; those of this user do not.
+        let status = std::fs::read_to_string(entry.ok()?.path().join("status")).ok()?;
+        let number = |key: &str| -> Option<u64> {
+            let value = status.lines().find_map(|line| line.strip_prefix(key))?;
+            value.split_whitespace().next()?.parse().ok()
+        };
+        (number("Uid:")? == u64::from(uid)).then(|| number("Threads:"))?
+    });
+    let limit = tasks.sum::<u64>() + more;
+    // As that user: root in a container may not change what another's process may do.
+    let done = Command::new("setpriv")
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .args(["--clear-groups", "prlimit"])
+        .args([format!("--pid={pid}"), format!("--nproc={limit}:")])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", super::text(&done.stderr));
+}
+
+/// A server whose user may have no more processes says so, serves those it has, and starts
+/// programs again when there is room. Root's processes are exempt from the limit.
+#[test]
+fn processes_of_a_user_run_out() {
+    if !is_root() {
+        return;
+    }
+    // Nobody else's, so that no other test's processes are counted.
+    let uid = BARE_UID + 2;
+    let dir = tempfile::tempdir().unwrap();
+    let home = home_of(uid, dir.path());
+    let mut serve = as_user(uid, &home);
+    serve.args(["serve", "--listen", "127.0.0.1:0"]);
+    let serving = Serving::start(serve, dir.path());
+    let client = |args: &[&str]| {
+        let mut command = as_user(uid, &home);
+        command.args(args);
+        command
+    };
+    let run = |argv: &[&str]| client(&[&["run", &serving.target, "--"], argv].concat());
+    ended(&client(&["ping", "--trust", "new", &serving.target]), 0);
+    limit_processes(serving.pid(), uid, 12);
+    let mut running = Vec::new();
+    // Each `cat` is a task, and so is each client.
+    let said = loop {
+        assert!(running.len() < 12, "there is no end to the processes");
+        let mut child = run(&["cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // A client that has said its last word already takes nothing.
+        let _ = stdin.write_all(b"x");
+        let heard = child.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+        if heard == 0 {
+            let done = child.wait_with_output().unwrap();
+            assert_eq!(done.status.code(), Some(125));
+            break super::text(&done.stderr);
+        }
+        running.push((child, stdin));
+    };
+    assert!(said.contains("[out_of_resources]"), "{said}");
+    assert!(!running.is_empty(), "not one program could be started");
+    // The server lives on, and so do the programs that it has.
+    ended(&client(&["ping", &serving.target]), 0);
+    for (mut child, stdin) in running {
+        drop(stdin);
+        assert!(child.wait().unwrap().success());
+    }
+    ended(&run(&["true"]), 0);
 }
 
 /// An account made for one test; gone when dropped, whatever became of the test.
