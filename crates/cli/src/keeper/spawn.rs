@@ -24,6 +24,7 @@ use std::ffi::CString;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -284,6 +285,23 @@ pub(crate) fn keep_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// The signals that this process ignores. Found once, as nothing changes a disposition after
+/// [`keep_children`]: to ask for each child would cost 64 system calls a job.
+fn ignored() -> &'static [usize] {
+    static IGNORED: OnceLock<Vec<usize>> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        let ignores = |signal: &usize| {
+            let mut action = [0_u64; 4];
+            let at = (&raw mut action) as usize;
+            // SAFETY: without a new action the kernel only fills in the present one, whose
+            // handler comes first; libc's own call would refuse its own two signals.
+            unsafe { arch::syscall(libc::SYS_rt_sigaction, [*signal, 0, at, 8, 0]) };
+            action[0] == libc::SIG_IGN as u64
+        };
+        (1..=64).filter(ignores).collect()
+    })
+}
+
 /// Everything that a child reads, as plain pointers and numbers into what `program` owns.
 struct Plan {
     argv: Vec<*const libc::c_char>,
@@ -292,6 +310,7 @@ struct Plan {
     /// file that is neither a binary nor starts with `#!`.
     script: Vec<Cell<*const libc::c_char>>,
     fds: Vec<RawFd>,
+    ignored: &'static [usize],
     report: RawFd,
     program: Program,
 }
@@ -313,6 +332,7 @@ impl Plan {
             script,
             argv,
             fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            ignored: ignored(),
             report,
             program,
         }
@@ -336,6 +356,8 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// No handler of the keeper's may run in a child that shares its memory.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 fn clone_child(
@@ -344,7 +366,7 @@ fn clone_child(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(Pid, OwnedFd), Errno> {
     let mut pidfd: RawFd = -1;
-    let mut flags = (libc::CLONE_VM | libc::CLONE_PIDFD) as u64;
+    let mut flags = (libc::CLONE_VM | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
     if cgroup.is_some() {
         flags |= CLONE_INTO_CGROUP;
     }
@@ -413,13 +435,11 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (u8, isize)> {
             }
         };
         let program = &plan.program;
-        // A disposition of "ignore" would survive exec; `sa_handler` 0 is SIG_DFL.
+        // A disposition of "ignore" survives clone and exec; `sa_handler` 0 is SIG_DFL.
         let default = [0_u64; 4];
-        let mut signal = 1;
-        while signal <= 64 {
+        for &signal in plan.ignored {
             let action = default.as_ptr() as usize;
-            let _ = call(0, libc::SYS_rt_sigaction, [signal, action, 0, 8, 0]);
-            signal += 1;
+            call(0, libc::SYS_rt_sigaction, [signal, action, 0, 8, 0])?;
         }
         call(0, libc::SYS_setsid, [0; 5])?;
         let mut target = 0;

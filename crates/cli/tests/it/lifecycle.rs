@@ -410,28 +410,51 @@ fn descriptors_of_the_keeper_run_out() {
     assert_eq!(run.status.code(), Some(0), "{said}");
 }
 
-/// A server whose processes may have no more descriptors than this.
-fn with_descriptors(count: u32) -> Server {
+/// A server that a shell starts after this.
+fn started_after(script: &str) -> Server {
     Server::start_with(|command, _| {
-        let mut limited = Command::new("sh");
-        let script = format!("ulimit -n {count} && exec \"$@\"");
-        limited.args(["-c", &script, "sh"]).arg(bowline());
-        limited.args(command.get_args());
+        let mut shell = Command::new("sh");
+        let script = format!("{script} && exec \"$@\"");
+        shell.args(["-c", &script, "sh"]).arg(bowline());
+        shell.args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
-                Some(value) => limited.env(name, value),
-                None => limited.env_remove(name),
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
             };
         }
-        *command = limited;
+        *command = shell;
     })
+}
+
+/// As under nohup(1) and worse: what the server was told to ignore is no business of its jobs.
+#[test]
+fn signals_that_the_server_ignores() {
+    let server = started_after("trap '' HUP INT QUIT PIPE ALRM USR1 TSTP TTOU 40 64");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let ignored = |status: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+    };
+    let bits = |signals: &[u32]| {
+        signals
+            .iter()
+            .fold(0, |all, signal| all | 1 << (signal - 1))
+    };
+    let told = bits(&[1, 2, 3, 10, 13, 14, 20, 22, 40, 64]);
+    assert_eq!(ignored(&status) & told, told, "{status}");
+    let run = server
+        .run(&["-n"], &["cat", "/proc/self/status"])
+        .output()
+        .unwrap();
+    assert_eq!(ignored(&String::from_utf8_lossy(&run.stdout)), 0);
 }
 
 /// The gate's: connections wait, jobs whose pipes it cannot take are ended and said to be,
 /// and when there is room again all is well.
 #[test]
 fn descriptors_of_the_gate_run_out() {
-    let server = with_descriptors(64);
+    let server = started_after("ulimit -n 64");
     let mut raw = granted(&server);
     raw.send(&start(1, 1, &["cat"]));
     raw.until(Kind::Started, 1);
