@@ -23,6 +23,7 @@ use bowline_proto::key::PublicKey;
 use super::account::AccountError;
 use super::grant_file::{self, GrantFileError};
 use super::local_time::local_to_unix;
+use super::machine_path::MachinePath;
 use super::policy::{Account, Asked, Decision, Policy};
 use crate::config::ServerConfig;
 use crate::ipc::{DenyCode, Grant, JobSpec, Source};
@@ -75,6 +76,7 @@ pub(crate) struct Authenticator {
     warned: RefCell<HashSet<String>>,
     /// Until when nothing is read from the home of a uid.
     slow_homes: RefCell<HashMap<u32, Instant>>,
+    machine_path: MachinePath,
 }
 
 impl Authenticator {
@@ -105,6 +107,7 @@ impl Authenticator {
             secrets: secrets.collect::<Result<_, _>>()?,
             warned: RefCell::default(),
             slow_homes: RefCell::default(),
+            machine_path: MachinePath::default(),
         };
         authenticator.check_files();
         Ok(authenticator)
@@ -361,8 +364,11 @@ impl Policy for Authenticator {
     }
 
     fn environment(&self, decision: &Decision, spec: &JobSpec, job: JobId) -> Vec<CString> {
-        let rootless = self.accounts == Accounts::Own;
-        super::environment::environment(decision, spec, job, rootless)
+        let path = match std::env::var_os("PATH") {
+            Some(path) if self.accounts == Accounts::Own && !path.is_empty() => path.into_vec(),
+            _ => self.machine_path.of(decision.account.uid),
+        };
+        super::environment::environment(decision, spec, job, &path)
     }
 }
 

@@ -35,6 +35,7 @@ impl Server {
             secrets: Vec::new(),
             warned: RefCell::default(),
             slow_homes: RefCell::default(),
+            machine_path: MachinePath::default(),
         };
         let key = PrivateKey::generate().unwrap();
         Self { home, policy, key }

@@ -7,7 +7,6 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -17,43 +16,21 @@ use bowline_proto::id::JobId;
 use super::policy::{Account, Decision};
 use crate::ipc::{JobSpec, Source};
 
-/// PATH of a job where nothing on the machine says otherwise.
-const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
-/// The same for root.
-const PATH_DEFAULT_ROOT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The most bytes of /etc/environment and /etc/login.defs that are read.
-const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Names that begin so are bowline's own; nobody else sets them.
 const OWN_PREFIX: &[u8] = b"BOWLINE_";
 
-/// Where the machine says what PATH is.
-struct PathFiles<'a> {
-    environment: &'a Path,
-    login_defs: &'a Path,
-}
-
 /// The whole environment of a job, each `NAME=value`, no name twice.
 ///
-/// `rootless` is whether the keeper runs jobs as its own user only.
+/// `path` is what its PATH begins as.
 pub(crate) fn environment(
     decision: &Decision,
     spec: &JobSpec,
     job: JobId,
-    rootless: bool,
+    path: &[u8],
 ) -> Vec<CString> {
     let account = &decision.account;
-    let path = match std::env::var_os("PATH") {
-        Some(path) if rootless && !path.is_empty() => path.as_bytes().to_vec(),
-        _ => machine_path(
-            account.uid,
-            &PathFiles {
-                environment: Path::new("/etc/environment"),
-                login_defs: Path::new("/etc/login.defs"),
-            },
-        ),
-    };
     let mut variables = Variables::default();
-    variables.set(b"PATH", &path);
+    variables.set(b"PATH", path);
     variables.set(b"HOME", account.home.as_os_str().as_bytes());
     variables.set(b"USER", account.name.as_bytes());
     variables.set(b"LOGNAME", account.name.as_bytes());
@@ -140,56 +117,6 @@ fn is_runtime_dir(path: &Path, account: &Account) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == account.uid)
 }
 
-/// PATH as pam_env(8) and login(1) find it: /etc/environment, else ENV_SUPATH
-/// or ENV_PATH of /etc/login.defs, else a default.
-fn machine_path(uid: u32, files: &PathFiles<'_>) -> Vec<u8> {
-    let from_environment = read(files.environment)
-        .lines()
-        .filter_map(|line| {
-            let line = line.trim();
-            let line = line.strip_prefix("export ").unwrap_or(line);
-            Some(unquote(line.strip_prefix("PATH=")?))
-        })
-        .rfind(|path| !path.is_empty())
-        .map(str::to_owned);
-    let key = if uid == 0 { "ENV_SUPATH" } else { "ENV_PATH" };
-    let from_login_defs = || {
-        read(files.login_defs).lines().find_map(|line| {
-            let (name, value) = line.trim().split_once(char::is_whitespace)?;
-            let value = value.trim();
-            let value = value.strip_prefix("PATH=").unwrap_or(value);
-            (name == key && !value.is_empty()).then(|| value.to_owned())
-        })
-    };
-    let default = match uid {
-        0 => PATH_DEFAULT_ROOT,
-        _ => PATH_DEFAULT,
-    };
-    let path = from_environment.or_else(from_login_defs);
-    path.unwrap_or_else(|| default.to_owned()).into_bytes()
-}
-
-fn unquote(value: &str) -> &str {
-    let value = value.trim();
-    ['"', '\'']
-        .into_iter()
-        .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
-        .unwrap_or(value)
-}
-
-/// The text of a file; empty where there is none that could be read.
-fn read(path: &Path) -> String {
-    let mut text = Vec::new();
-    let read = fs::File::open(path).and_then(|file| {
-        let mut file = file.take(FILE_BYTES_MAX);
-        file.read_to_end(&mut text)
-    });
-    match read {
-        Ok(_) => String::from_utf8_lossy(&text).into_owned(),
-        Err(_) => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -231,7 +158,7 @@ mod tests {
             connection: 1,
         };
         let job = JobId::from_bytes([0xab; 16]);
-        environment(decision, &spec, job, false)
+        environment(decision, &spec, job, b"/bin")
             .into_iter()
             .map(|line| line.into_string().unwrap())
             .collect()
@@ -301,32 +228,6 @@ mod tests {
         let lines = made(&decision(false, &["=x"]), &["=x", "novalue", "", "OK="]);
         assert!(lines.contains(&"OK=".to_owned()));
         assert_eq!(lines.len(), 8);
-    }
-
-    #[test]
-    fn path_comes_from_the_first_file_that_names_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let environment = folder.path().join("environment");
-        let login_defs = folder.path().join("login.defs");
-        let path = |uid| {
-            let files = PathFiles {
-                environment: &environment,
-                login_defs: &login_defs,
-            };
-            String::from_utf8(machine_path(uid, &files)).unwrap()
-        };
-        assert_eq!(path(0), PATH_DEFAULT_ROOT);
-        assert_eq!(path(1), PATH_DEFAULT);
-        let text = "#ENV_PATH PATH=/no\nENV_SUPATH\tPATH=/sbin\nENV_PATH   /bin:/x\n";
-        fs::write(&login_defs, text).unwrap();
-        assert_eq!(path(0), "/sbin");
-        assert_eq!(path(1), "/bin:/x");
-        fs::write(&environment, "LANG=C\n").unwrap();
-        assert_eq!(path(1), "/bin:/x");
-        fs::write(&environment, "MYPATH=/no\nexport PATH='/e:/f'\n").unwrap();
-        assert_eq!(path(0), "/e:/f");
-        fs::write(&environment, "PATH=\"/g\"\n").unwrap();
-        assert_eq!(path(1), "/g");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod grants;
 mod jobs;
 mod journal;
 mod local_time;
+mod machine_path;
 mod peer;
 pub(crate) mod policy;
 mod program;
