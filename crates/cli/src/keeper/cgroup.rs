@@ -14,9 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Pid;
 
+/// How the folders of keepers begin.
+const PREFIX: &str = "bowline-";
+/// Names of a folder to try: a keeper of the same number may live in another pid namespace.
+const NAMES_MAX: u32 = 16;
 /// Empty groups that are kept for the next jobs.
 const FREE_MAX: usize = 64;
 /// Groups with survivors that are looked at again for each new job.
@@ -32,11 +36,20 @@ const DEPTH_MAX: u32 = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     /// `None` where no group can be made.
-    folder: Option<PathBuf>,
+    place: Option<Place>,
     free: Vec<Cgroup>,
     /// Groups whose job is over and in which something still runs.
     lingering: VecDeque<Cgroup>,
     made: u64,
+}
+
+/// A keeper's folder, locked (flock(2)) for as long as the keeper lives. Whoever gets the lock of a
+/// folder knows that its keeper is gone; the number in its name does not tell that, as keepers in
+/// several pid namespaces may share a place.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    _lock: OwnedFd,
 }
 
 /// One group.
@@ -54,18 +67,17 @@ impl Cgroups {
     pub(crate) fn find(keeper: Pid) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let folder = own_folders(&mounts, &own).find_map(|parent| {
+        let place = own_folders(&mounts, &own).find_map(|parent| {
             remove_stale(&parent);
-            let folder = parent.join(format!("bowline-{}", keeper.as_raw_pid()));
-            fs::create_dir(&folder).ok()?;
-            let usable = folder.join("cgroup.kill").exists();
+            let place = Place::make(&parent, keeper)?;
+            let usable = place.path.join("cgroup.kill").exists();
             if !usable {
-                let _ = fs::remove_dir(&folder);
+                let _ = fs::remove_dir(&place.path);
             }
-            usable.then_some(folder)
+            usable.then_some(place)
         });
         Self {
-            folder,
+            place,
             ..Self::default()
         }
     }
@@ -95,7 +107,8 @@ impl Cgroups {
             self.put_away(group);
         }
         self.made += 1;
-        let path = self.folder.as_ref()?.join(format!("job-{}", self.made));
+        let place = self.place.as_ref()?;
+        let path = place.path.join(format!("job-{}", self.made));
         Cgroup::make(path).ok()
     }
 
@@ -119,7 +132,7 @@ impl Cgroups {
     /// Stops making groups: the kernel does not let programs be started in them.
     pub(crate) fn give_up(&mut self) {
         self.remove();
-        self.folder = None;
+        self.place = None;
     }
 
     /// Removes what is empty or was killed; what still runs keeps its group.
@@ -130,10 +143,31 @@ impl Cgroups {
             }
             group.remove();
         }
-        if let Some(folder) = &self.folder {
-            let _ = fs::remove_dir(folder);
+        if let Some(place) = &self.place {
+            let _ = fs::remove_dir(&place.path);
         }
     }
+}
+
+impl Place {
+    fn make(parent: &Path, keeper: Pid) -> Option<Self> {
+        (0..NAMES_MAX).find_map(|number| {
+            let path = parent.join(format!("{PREFIX}{}-{number}", keeper.as_raw_pid()));
+            fs::create_dir(&path).ok()?;
+            let lock = lock(&path)?;
+            Some(Self { path, _lock: lock })
+        })
+    }
+}
+
+/// The lock of a keeper's folder; `None` where another has it, or the folder is gone.
+fn lock(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive).ok()?;
+    // Between its making and its lock, another keeper may have taken it for stale.
+    let (locked, named) = (rustix::fs::fstat(&folder), rustix::fs::stat(path));
+    (locked.ok()?.st_ino == named.ok()?.st_ino).then_some(folder)
 }
 
 impl Cgroup {
@@ -257,8 +291,9 @@ fn subfolders(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn remove_stale(parent: &Path) {
     for folder in subfolders(parent) {
         let name = folder.file_name().and_then(|name| name.to_str());
-        let keeper = name.and_then(|name| name.strip_prefix("bowline-")?.parse::<u32>().ok());
-        if keeper.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        if name.is_some_and(|name| name.starts_with(PREFIX))
+            && let Some(_lock) = lock(&folder)
+        {
             remove_below(&folder, DEPTH_MAX);
         }
     }
@@ -291,6 +326,39 @@ mod tests {
 31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 40 30 0:36 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
 ";
+
+    #[test]
+    fn a_folder_is_stale_when_its_keeper_is_gone_whatever_its_number() {
+        let parent = tempfile::tempdir().unwrap();
+        // No process has this number, as none of another pid namespace has one here.
+        let nobody = Pid::from_raw(i32::MAX).unwrap();
+        let place = Place::make(parent.path(), nobody).unwrap();
+        let other = Place::make(parent.path(), nobody).unwrap();
+        assert_ne!(place.path, other.path);
+        fs::create_dir(place.path.join("job-1")).unwrap();
+        let foreign = parent.path().join("somebody-else");
+        fs::create_dir(&foreign).unwrap();
+        remove_stale(parent.path());
+        assert!(place.path.join("job-1").exists() && other.path.exists());
+        let gone = place.path.clone();
+        drop(place);
+        remove_stale(parent.path());
+        assert!(!gone.exists() && other.path.exists() && foreign.exists());
+        // Its name may be had again.
+        assert_eq!(Place::make(parent.path(), nobody).unwrap().path, gone);
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_not_locked() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("bowline-1-0");
+        assert!(lock(&path).is_none());
+        fs::create_dir(&path).unwrap();
+        let held = lock(&path).unwrap();
+        assert!(lock(&path).is_none(), "it is held");
+        drop(held);
+        assert!(lock(&path).is_some());
+    }
 
     #[test]
     fn the_mount_is_found_beside_version_1_too() {

@@ -208,12 +208,16 @@ impl World {
 
     /// The folder of the keeper's cgroups, if it has one.
     pub(super) fn cgroup(&self) -> Option<PathBuf> {
-        let name = format!("bowline-{}", self.keeper().as_raw_pid());
+        // Behind those of keepers that have this number in another pid namespace.
+        let pid = self.keeper().as_raw_pid();
+        let names = (0..16)
+            .rev()
+            .map(|number| format!("bowline-{pid}-{number}"));
         let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let folders = mounts.map(|mount| mount.join(below).join(&name));
-        folders.into_iter().find(|folder| folder.exists())
+        let mut folders = names.flat_map(|name| mounts.map(|mount| mount.join(below).join(&name)));
+        folders.find(|folder| folder.exists())
     }
 
     /// A connection to the takeover socket.
