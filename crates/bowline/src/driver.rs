@@ -44,6 +44,7 @@ pub struct Wire {
     /// What the next read asks for, and what the last one gave.
     read_bytes: usize,
     last_read: usize,
+    received: u64,
     /// Without TLS: frames on their way into the socket.
     output: BytesMut,
 }
@@ -76,6 +77,7 @@ impl Wire {
             ended: false,
             read_bytes: READ_BYTES_MIN,
             last_read: 0,
+            received: 0,
             output: BytesMut::new(),
         }
     }
@@ -116,6 +118,11 @@ impl Wire {
     /// The bytes that came and were not taken yet.
     pub fn input(&self) -> &[u8] {
         &self.input
+    }
+
+    /// Bytes that were read from the socket so far.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// Whether the peer has closed; what came before is still in [`Self::input`].
@@ -183,6 +190,7 @@ impl Wire {
             self.read_bytes = len.saturating_mul(2).min(READ_BYTES_MAX);
         }
         self.last_read = len;
+        self.received = self.received.saturating_add(len as u64);
         self.ended = len == 0;
         Ok(space.get(..len).unwrap_or_default())
     }

@@ -9,6 +9,8 @@ pub const PROTOCOL: &str = "bowline/1";
 pub const MINOR: u32 = 1;
 /// The first minor whose servers know of terminals: `pty` and `login` of `start`.
 pub const MINOR_OF_TERMINALS: u32 = 1;
+/// The first minor whose jobs may outlive their connections: `on_disconnect`, `detach`, `gap`.
+pub const MINOR_OF_ATTACHMENTS: u32 = 1;
 
 /// The fixed part of a frame.
 pub const PRELUDE_BYTES: usize = 12;

@@ -142,6 +142,9 @@ pub struct Access<'a> {
 pub struct Options {
     /// From the first packet to the end of the handshake.
     pub timeout: Duration,
+    /// How long the path may be silent before the kernel gives it up; as the kernel thinks
+    /// fit where there is none. [`super::Pulse`] notices what the kernel cannot.
+    pub silence: Option<Duration>,
     /// Name and version of the program, for the server's log.
     pub software: String,
 }
@@ -150,6 +153,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(15),
+            silence: None,
             software: concat!("bowline/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -203,6 +207,9 @@ async fn open(
                 .await
                 .map_err(failed)?;
             let socket = Socket::tcp(stream).map_err(failed)?;
+            if let Some(bound) = options.silence {
+                socket.bound_silence(bound).map_err(failed)?;
+            }
             let (wire, key) = handshake(socket).await?;
             trust.check(host, *port, &key)?;
             Connection::new(wire, session, None)

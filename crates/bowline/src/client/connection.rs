@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
-use bowline_proto::limits::MINOR_OF_TERMINALS;
+use bowline_proto::limits::{MINOR_OF_ATTACHMENTS, MINOR_OF_TERMINALS};
 use bowline_proto::message::{
     Attach, Auth, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, OnDisconnect, Ping, Pong,
     Pty, Refused, Resize, Signal, SpoolPolicy, Start, Started,
@@ -128,8 +128,8 @@ pub struct Connection {
     hello: Option<Hello>,
     granted: bool,
     expected: Option<ServerProof>,
-    /// Starts that wait for the server's proof: argv and environment are secrets.
-    held: VecDeque<(Start, Vec<u8>)>,
+    /// What waits for the server's proof: argv and environment are secrets.
+    held: VecDeque<Held>,
     /// Kept for as long as the connection: ssh, where it carries it.
     carrier: Option<Child>,
 }
@@ -207,16 +207,29 @@ impl Connection {
         self.hello.as_ref()
     }
 
-    /// Whether the server gives jobs terminals. Waits for its hello, which comes
-    /// without being asked for.
+    /// Whether the server gives jobs terminals. Waits for its hello.
     ///
     /// # Errors
     /// [`ClientError`]; the connection is over.
     pub async fn has_terminals(&mut self) -> Result<bool, ClientError> {
+        Ok(self.server_minor().await? >= MINOR_OF_TERMINALS)
+    }
+
+    /// Whether jobs may outlive their connections and be attached to. Waits for the server's hello.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the connection is over.
+    pub async fn has_attachments(&mut self) -> Result<bool, ClientError> {
+        Ok(self.server_minor().await? >= MINOR_OF_ATTACHMENTS)
+    }
+
+    /// What the server can do. Waits for its hello, which comes without being
+    /// asked for, in the server's first flight.
+    async fn server_minor(&mut self) -> Result<u32, ClientError> {
         poll_fn(|cx| {
             loop {
                 if let Some(hello) = &self.hello {
-                    return Poll::Ready(Ok(hello.minor >= MINOR_OF_TERMINALS));
+                    return Poll::Ready(Ok(hello.minor));
                 }
                 // The server's first frame is its hello, so nothing else is dropped here.
                 if let Poll::Ready(happening) = self.poll_next(cx) {
@@ -239,9 +252,7 @@ impl Connection {
         let (start, payload) = request.encode(job);
         if self.expected.is_some() && !self.granted {
             start.check().map_err(SessionError::from)?;
-            let ahead = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
-            self.held.push_back((start, payload));
-            return Ok(Channel(ahead.saturating_add(1)));
+            return Ok(self.hold(Held::Start(start, payload)));
         }
         Ok(self.session.start(&start, &payload)?)
     }
@@ -251,19 +262,34 @@ impl Connection {
         self.session.minor()
     }
 
-    /// Attaches to a job that was started before, on this connection or another one, and gives the
-    /// channel that it will be on. [`Happening::Started`] says where its streams go on. To be asked
-    /// for once the server has let this client in.
+    /// Attaches to a job and gives the channel that it will be on; its output
+    /// goes on at the offsets that `attach` names. How far its stdin has come is
+    /// told by [`Happening::Started`], and nothing of it can be sent before.
     ///
     /// # Errors
     /// [`ClientError::Session`] where too many jobs are on this connection.
     pub fn attach(&mut self, attach: &Attach) -> Result<Channel, ClientError> {
+        if self.expected.is_some() && !self.granted {
+            return Ok(self.hold(Held::Attach(attach.clone())));
+        }
         Ok(self.session.attach(attach)?)
     }
 
-    /// Tells the server that it may drop what it keeps of a job that has ended.
+    /// Keeps it until the server has proven itself. Channels are given in order,
+    /// so the number is known already.
+    fn hold(&mut self, held: Held) -> Channel {
+        self.held.push_back(held);
+        Channel(u32::try_from(self.held.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Tells the server that it may drop what it keeps of a job.
     pub fn forget(&mut self, job: JobId) {
         self.session.forget(&Forget { job: Some(job) });
+    }
+
+    /// Bytes that have come from the server so far: a sign of life, whatever they mean.
+    pub fn heard(&self) -> u64 {
+        self.wire.received()
     }
 
     /// Sends a signal to a job, or on [`Channel::CONNECTION`] to the one that it names.
@@ -460,8 +486,11 @@ impl Connection {
             Told::Happening(Happening::Granted(granted)) => {
                 self.check_proof(&granted)?;
                 self.granted = true;
-                for (start, payload) in std::mem::take(&mut self.held) {
-                    self.session.start(&start, &payload)?;
+                for held in std::mem::take(&mut self.held) {
+                    match held {
+                        Held::Start(start, payload) => self.session.start(&start, &payload)?,
+                        Held::Attach(attach) => self.session.attach(&attach)?,
+                    };
                 }
                 Ok(Some(Happening::Granted(granted)))
             }
@@ -502,6 +531,13 @@ impl Connection {
         ready!(self.wire.poll_flush(cx, self.session.outbox()))?;
         Poll::Ready(Ok(()))
     }
+}
+
+/// What a client asked for before it knew whom it asks.
+#[derive(Debug)]
+enum Held {
+    Start(Start, Vec<u8>),
+    Attach(Attach),
 }
 
 /// A message, once the input that it came from is gone.

@@ -8,6 +8,7 @@ use bowline_proto::outcome::Happened;
 use bowline_proto::session::SessionError;
 
 use super::connect::HostKeyError;
+use super::unacked::InputLost;
 use crate::driver::WireError;
 
 /// Why there is no connection, or no longer one.
@@ -56,6 +57,15 @@ pub enum ClientError {
     /// The server is older than terminals.
     #[error("the server is too old to give a job a terminal")]
     NoTerminals,
+    /// The server is older than what is asked for: jobs that outlive their connections.
+    #[error("the server is too old for jobs that outlive their connection")]
+    NoAttachments,
+    /// Nobody was heard of for as long as that, though asked.
+    #[error("nothing was heard for {0:?}")]
+    Silent(Duration),
+    /// The server wants to go on with input that it had already acknowledged.
+    #[error(transparent)]
+    InputLost(#[from] InputLost),
     /// The connection ended without a word.
     #[error("the connection was closed")]
     Closed,
@@ -80,13 +90,16 @@ impl ClientError {
             Self::ServerNotProven => "server_not_proven",
             Self::Refused(refused) => &refused.code,
             Self::NoTerminals => "no_terminals",
+            Self::NoAttachments => "no_attachments",
+            Self::Silent(_) => "connection_silent",
+            Self::InputLost(_) => "input_lost",
         }
     }
 
     /// The outcome of a job that got no further than this.
     pub fn outcome(&self) -> Happened {
         match self {
-            Self::Refused(_) | Self::NoTerminals => Happened::Refused,
+            Self::Refused(_) | Self::NoTerminals | Self::NoAttachments => Happened::Refused,
             _ => Happened::Unreachable,
         }
     }
@@ -94,6 +107,9 @@ impl ClientError {
     /// Whether the same attempt may work a moment later: the line broke, and
     /// nobody said no.
     pub fn is_broken_line(&self) -> bool {
-        matches!(self, Self::Closed | Self::Wire(WireError::Io(_)))
+        matches!(
+            self,
+            Self::Closed | Self::Silent(_) | Self::Wire(WireError::Io(_))
+        )
     }
 }

@@ -9,9 +9,15 @@
 mod connect;
 mod connection;
 mod error;
+mod pulse;
+mod reconnect;
+mod unacked;
 
 pub use connect::{
     Access, Endpoint, HostKeyError, HostTrust, Options, Proofs, ServerProof, connect,
 };
 pub use connection::{Connection, Happening, StartRequest};
 pub use error::ClientError;
+pub use pulse::{Beat, Pulse};
+pub use reconnect::{Failure, Reconnect};
+pub use unacked::{InputLost, Unacked};

@@ -43,6 +43,29 @@ impl Socket {
         Ok(Self::Tcp(stream))
     }
 
+    /// Has the kernel give up a TCP connection whose path is silent for `bound`:
+    /// sent bytes that nobody acknowledges (TCP_USER_TIMEOUT, tcp(7)), or probes of an idle one.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn bound_silence(&self, bound: std::time::Duration) -> io::Result<()> {
+        let Self::Tcp(stream) = self else {
+            return Ok(());
+        };
+        let socket = socket2::SockRef::from(stream);
+        socket.set_tcp_user_timeout(Some(bound))?;
+        // The kernel counts whole seconds, and takes no more than 32,767 of them.
+        let probe = (bound / 3).clamp(
+            std::time::Duration::from_secs(1),
+            std::time::Duration::from_secs(32_767),
+        );
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(probe)
+            .with_interval(probe)
+            .with_retries(2);
+        socket.set_tcp_keepalive(&keepalive)
+    }
+
     /// Makes a stream of two pipes or other streams that this process was given.
     ///
     /// # Errors
