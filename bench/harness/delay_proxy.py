@@ -17,6 +17,8 @@ class DelayProxy:
         self.to_port = to_port
         self.delay = delay
         self.port = None
+        # What has passed, in both directions.
+        self.bytes = 0
         self.loop = asyncio.new_event_loop()
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self.work)
@@ -76,6 +78,7 @@ class DelayProxy:
                 data = await reader.read(65536)
             except ConnectionError:
                 data = b""
+            self.bytes += len(data)
             sent = max(self.loop.time(), earliest)
             queue.put_nowait((sent + self.delay, data))
             if not data:

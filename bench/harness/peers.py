@@ -198,6 +198,7 @@ PermitRootLogin prohibit-password
 MaxStartups 2000
 MaxSessions 2000
 LogLevel ERROR
+Subsystem sftp internal-sftp
 # bash, told that sshd started it, would read what the user's own ~/.bashrc says.
 SetEnv HOME={self.home}
 """

@@ -3,13 +3,14 @@
 import json
 import statistics
 
-COLUMNS = "| line | peer | median | min | max | ratio to the reference |\n"
+COLUMNS = "| line | peer | median | min | max | ratio to {} |\n"
 
 
 class Results:
     """Values of each line and peer, in the order in which they were first measured."""
 
-    def __init__(self):
+    def __init__(self, reference="reference"):
+        self.reference = reference
         self.values = {}
         self.notes = {}
         self.lines = {}
@@ -26,9 +27,9 @@ class Results:
         self.notes.setdefault(line, {})[peer] = f"failed: {why}"
 
     def ratio(self, line, peer):
-        """How many times the reference's value; None where one is not measured."""
+        """How many times the value of the peer that all are compared with; None where one is not measured."""
         values = self.values.get(line, {})
-        reference = values.get("reference")
+        reference = values.get(self.reference)
         if not reference or peer not in values or not statistics.median(reference):
             return None
         return statistics.median(values[peer]) / statistics.median(reference)
@@ -69,7 +70,8 @@ def number(value):
 
 
 def table(results):
-    text = COLUMNS + "| --- | --- | --- | --- | --- | --- |\n"
+    named = "the reference" if results.reference == "reference" else results.reference
+    text = COLUMNS.format(named) + "| --- | --- | --- | --- | --- | --- |\n"
     last = None
     for row in results.rows():
         name = f"{row['line']}, {row['unit']}" if row["line"] != last else ""
