@@ -45,7 +45,7 @@ pub const PATTERN_BYTES_MAX: usize = 4096;
 
 /// Bytes of a chunk's hash that are sent. What is built from chunks is checked
 /// as a whole by a hash of 32 bytes, so these need to be good, not unforgeable.
-pub const CHUNK_HASH_BYTES: usize = 12;
+pub const CHUNK_HASH_BYTES: usize = 8;
 /// The smallest and largest average of chunks, as powers of two.
 pub const CHUNK_LOG2_MIN: u8 = 12;
 /// See [`CHUNK_LOG2_MIN`].
@@ -62,11 +62,10 @@ const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * (CHUNK_HASH_BYTES + 10) <= PAYLOA
 /// A BLAKE3 hash.
 pub type Hash = [u8; 32];
 
-/// The average of chunks that suits a file: fewer bytes of hashes for a large one,
-/// fewer bytes of data for a small change.
+/// The average of chunks that suits a file, as a power of two: their hashes cost the more, and what is sent
+/// around a change the less, the smaller they are. The sum is least near the root of seven times the size.
 pub fn chunk_log2(bytes: u64) -> u8 {
-    // About 16,384 chunks of a large file: their hashes cost less than rsync's.
-    let wanted = (bytes >> 14).checked_ilog2().unwrap_or(0);
+    let wanted = (bytes.checked_ilog2().unwrap_or(0) + 3) / 2;
     u8::try_from(wanted)
         .unwrap_or(CHUNK_LOG2_MAX)
         .clamp(CHUNK_LOG2_MIN, CHUNK_LOG2_MAX)

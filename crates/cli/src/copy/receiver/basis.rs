@@ -127,12 +127,12 @@ impl Receiver {
     fn cut(&mut self, basis: &mut Basis, log2: u8) -> Result<Option<Hash>, WorkerError> {
         let (mut packed, mut count) = (Vec::new(), 0);
         let mut root = blake3::Hasher::new();
-        let (mut whole, mut broken) = (blake3::Hasher::new(), None);
+        let mut broken = None;
         let Basis { files, chunks, .. } = basis;
         let mut readable = true;
         for (index, file) in files.iter().enumerate() {
             let file_index = u8::try_from(index).unwrap_or(u8::MAX);
-            let read = chunks::cut(file.as_fd(), 0, log2, &mut whole, |chunk| {
+            let read = chunks::cut(file.as_fd(), 0, log2, None, |chunk| {
                 if chunks.len() as u64 >= CHUNKS_MAX {
                     return Err(io::ErrorKind::OutOfMemory.into());
                 }

@@ -12,6 +12,11 @@ use rustix::io::Errno;
 use super::super::WorkerError;
 use super::super::link::Input;
 
+/// Answers that are passed on together, at most.
+const ANSWERS_AT_ONCE: usize = 256;
+/// Answers that wait: more than a receiver of this version can have under way.
+const ANSWERS_MAX: usize = 1 << 20;
+
 /// One answer, without borrowed bytes.
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -92,8 +97,15 @@ impl Answers {
     }
 
     fn read(&self, input: &mut Input) -> Result<(), WorkerError> {
-        let mut greeted = false;
-        while let Some(message) = input.next()? {
+        let (mut greeted, mut taken) = (false, Vec::new());
+        loop {
+            // Answers come in crowds; one by one each would wake the other thread.
+            if input.would_wait()? || taken.len() == ANSWERS_AT_ONCE {
+                self.pass_on(&mut taken)?;
+            }
+            let Some(message) = input.next()? else {
+                return Ok(());
+            };
             let answer = match message {
                 Message::Hello(VERSION) if !greeted => {
                     greeted = true;
@@ -121,16 +133,26 @@ impl Answers {
                 Message::Removed { .. } | Message::Problem { .. } => continue,
                 _ => return Err(WorkerError::Rules("a sender's message from a receiver")),
             };
-            let mut state = self.lock();
+            taken.push(answer);
+        }
+    }
+
+    fn pass_on(&self, taken: &mut Vec<Answer>) -> Result<(), WorkerError> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        for answer in taken.drain(..) {
             if let Answer::Chunks(chunks) = &answer {
                 state.chunks += chunks.len() as u64;
             }
-            if state.chunks > 2 * CHUNKS_MAX || state.queue.len() > 1 << 20 {
-                return Err(WorkerError::Rules("more answers than there can be"));
-            }
             state.queue.push_back(answer);
-            self.changed.notify_one();
         }
+        if state.chunks > 2 * CHUNKS_MAX || state.queue.len() > ANSWERS_MAX {
+            return Err(WorkerError::Rules("more answers than there can be"));
+        }
+        drop(state);
+        self.changed.notify_one();
         Ok(())
     }
 

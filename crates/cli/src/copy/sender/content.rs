@@ -389,7 +389,7 @@ fn cut(
         chunks: Vec::new(),
         from,
     };
-    chunks::cut(content.file, from, log2, whole, |chunk| {
+    chunks::cut(content.file, from, log2, Some(whole), |chunk| {
         cut.root.update(&chunk.hash);
         cut.chunks.push((chunk.len, short(&chunk.hash)));
         Ok(())
