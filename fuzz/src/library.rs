@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use bowline::credentials::key_file::KeyFile;
 use bowline::credentials::ssh_config::{self, Asker};
+use bowline::net::Endpoint;
 
 /// A private key in OpenSSH's file format. Encrypted ones are not opened: bcrypt is slow on purpose.
 pub fn key_file_target(data: &[u8]) {
@@ -33,4 +34,17 @@ pub fn ssh_config_target(data: &[u8]) {
         remote_user: None,
     };
     let _ = ssh_config::lookup(&[path], "host.example.com", &asker);
+}
+
+/// An address: what parses is shown so that it parses again.
+pub fn endpoint_target(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(endpoint) = text.parse::<Endpoint>()
+    {
+        let shown = endpoint.to_string();
+        // A name with control characters is shown without them.
+        if !text.contains(char::is_control) {
+            assert_eq!(shown.parse::<Endpoint>().unwrap(), endpoint);
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use bowline_proto::auth::{self, ProofJson};
 use bowline_proto::frame::{self, Bound, Flags, Kind, Prelude, Stream};
+use bowline_proto::framing::{ByteOrder, Decimal, Delimited, Framing, Headed, Int32};
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::key::PublicKey;
 use bowline_proto::limits::{
@@ -33,6 +34,10 @@ pub const ALL: &[Target] = &[
     ("known_hosts", known_hosts_target),
     ("key", key_target),
     ("sshsig", sshsig_target),
+    ("framing_int32", framing_int32_target),
+    ("framing_headed", framing_headed_target),
+    ("framing_decimal", framing_decimal_target),
+    ("framing_delimited", framing_delimited_target),
     ("copy", copy_target),
 ];
 
@@ -425,4 +430,116 @@ pub fn copy_target(data: &[u8]) {
         );
     }
     copy::glob::Excludes::new(vec![pattern.to_vec()]).leave_out(text, data.len().is_multiple_of(2));
+}
+
+/// Lengths that a framing of a fuzz target takes.
+const FRAMING_BYTES_MAX: usize = 1000;
+
+/// What a framing made of bytes that come in pieces of `piece`. Where the sender
+/// would wait for an acknowledgement, a line end stands for its pause.
+fn framing_story<F>(mut framing: F, bytes: &[u8], piece: usize) -> (Vec<F::Message>, String)
+where
+    F: Framing,
+{
+    let mut messages = Vec::new();
+    for spoken in bytes.split_inclusive(|&byte| byte == b'\n') {
+        let acknowledged = !framing.acknowledgement().is_empty() && spoken.ends_with(b"\n");
+        let spoken = &spoken[..spoken.len() - usize::from(acknowledged)];
+        for piece in spoken.chunks(piece) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                match framing.decode(rest) {
+                    Ok((len, message)) => {
+                        assert!(len <= rest.len());
+                        assert!(len == rest.len() || message.is_some());
+                        messages.extend(message);
+                        rest = &rest[len..];
+                    }
+                    Err(error) => return (messages, error.to_string()),
+                }
+            }
+        }
+        if acknowledged && framing.pause().unwrap() {
+            let (len, message) = framing.decode(b"").unwrap();
+            assert_eq!(len, 0);
+            messages.extend(message);
+        }
+    }
+    let begun = framing.has_begun();
+    match framing.finish() {
+        Ok(last) => {
+            assert!(begun || last.is_none());
+            messages.extend(last);
+            (messages, String::new())
+        }
+        Err(error) => (messages, error.to_string()),
+    }
+}
+
+/// Any split of the bytes gives the same messages.
+fn framing_target<F>(framing: &F, data: &[u8]) -> Vec<F::Message>
+where
+    F: Framing<Message: PartialEq + std::fmt::Debug> + Clone,
+{
+    let whole = framing_story(framing.clone(), data, usize::MAX / 2);
+    for piece in [1, 3, 13] {
+        assert_eq!(framing_story(framing.clone(), data, piece), whole);
+    }
+    whole.0
+}
+
+/// Messages behind a length: what is taken, encodes to what came.
+pub fn framing_int32_target(data: &[u8]) {
+    for order in [ByteOrder::LittleEndian, ByteOrder::BigEndian] {
+        let framing = Int32::new(order, FRAMING_BYTES_MAX);
+        let mut again = Vec::new();
+        for message in framing_target(&framing, data) {
+            framing.encode(&message, &mut again).unwrap();
+        }
+        assert!(data.starts_with(&again));
+    }
+}
+
+/// Messages behind a JSON header: what is taken, encodes to what reads as the same.
+pub fn framing_headed_target(data: &[u8]) {
+    for order in [ByteOrder::LittleEndian, ByteOrder::BigEndian] {
+        let framing = Headed::new(order, FRAMING_BYTES_MAX);
+        for message in framing_target(&framing, data) {
+            let mut wire = Vec::new();
+            framing
+                .head_with(&message.header, &message.body, &mut wire)
+                .unwrap();
+            wire.extend_from_slice(&message.body);
+            let (again, error) = framing_story(framing.clone(), &wire, 7);
+            assert!(error.is_empty() && again.len() == 1);
+            // Numbers may lose their last digit on the way through a float.
+            assert!(again[0].header.keys().eq(message.header.keys()));
+            assert_eq!(again[0].body, message.body);
+        }
+    }
+}
+
+/// Messages behind digits that are acknowledged.
+pub fn framing_decimal_target(data: &[u8]) {
+    for message in framing_target(&Decimal::new(FRAMING_BYTES_MAX), data) {
+        assert!(message.len() <= FRAMING_BYTES_MAX);
+    }
+}
+
+/// Messages before a delimiter; its first byte of input says how long the delimiter is.
+pub fn framing_delimited_target(data: &[u8]) {
+    let Some((&len, data)) = data.split_first() else {
+        return;
+    };
+    let delimiter = &b"\r\n\r\n."[..1 + usize::from(len) % 5];
+    let framing = Delimited::new(delimiter, FRAMING_BYTES_MAX).unwrap();
+    let mut again = Vec::new();
+    for message in framing_target(&framing, data) {
+        assert!(message.len() <= FRAMING_BYTES_MAX);
+        again.extend_from_slice(&message);
+        again.extend_from_slice(delimiter);
+    }
+    // The last one may lack its delimiter.
+    let shorter = &again[..again.len().saturating_sub(delimiter.len())];
+    assert!(data.starts_with(&again) || data.starts_with(shorter));
 }

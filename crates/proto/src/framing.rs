@@ -140,6 +140,9 @@ pub enum FramingError {
     /// A message to be sent holds the delimiter, which would end it.
     #[error("a message holds its own delimiter")]
     HoldsDelimiter,
+    /// Something else came than the acknowledgement.
+    #[error("what came is not the acknowledgement")]
+    NotAcknowledged,
     /// The stream ended within a message.
     #[error("the stream ended within a message")]
     Truncated,

@@ -118,12 +118,29 @@ impl Connection {
         self.stop.token()
     }
 
-    /// As [`Reader::read`].
+    /// As [`Reader::read`]. What was [put](Writer::put) is sent before it waits.
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// As [`Reader::read`] and [`Writer::flush`].
     pub async fn read(&mut self) -> Result<Option<Chunk>, ServiceError> {
+        if self.reader.buffered().is_empty() {
+            self.writer.flush().await?;
+        }
         self.reader.read().await
+    }
+
+    /// As [`Reader::read_line`]. What was [put](Writer::put) is sent before it waits.
+    ///
+    /// # Errors
+    /// As [`Reader::read_line`] and [`Writer::flush`].
+    ///
+    /// # Cancel safety
+    /// None, as [`Reader::read_line`].
+    pub async fn read_line(&mut self, line: &mut Vec<u8>) -> Result<bool, ServiceError> {
+        if !self.reader.buffered().contains(&b'\n') {
+            self.writer.flush().await?;
+        }
+        self.reader.read_line(line).await
     }
 
     /// As [`Writer::send`].

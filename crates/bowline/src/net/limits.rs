@@ -19,6 +19,9 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection whose service is done is read from, so that what was
 /// sent last is not lost to a reset.
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
+/// A length in digits is whole when nothing came behind it for so long; its sender
+/// writes it in one piece.
+pub(super) const LENGTH_PAUSE: Duration = Duration::from_millis(5);
 /// Sources that a rate is kept for at once.
 pub(super) const SOURCES_MAX: usize = 16 * 1024;
 /// Of these, the ones that are looked at for one datagram.
@@ -49,8 +52,8 @@ pub struct Limits {
     /// Connections that have not been let in yet, where there is an
     /// authentication: they cannot take every place.
     pub unauthenticated_max: usize,
-    /// The longest line, message or datagram that is taken, in bytes. Framings
-    /// that are made without a bound of their own use it.
+    /// The longest line or datagram that is taken, in bytes, and what a service
+    /// gives its framings as their bound ([`Reader::message_bytes_max`](super::Reader::message_bytes_max)).
     pub message_bytes_max: usize,
     /// How long a peer may say nothing, or take nothing of what is sent. A person
     /// at a prompt may think for hours, so there is none unless you set one.

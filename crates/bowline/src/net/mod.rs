@@ -62,7 +62,8 @@
 //! | `allow_reuse_address` | [`ServerBuilder::reuse_address`] |
 //! | `max_packet_size` | [`Limits::message_bytes_max`] |
 //!
-//! What it lacks and is here: [`Limits`] on what strangers cost, an
+//! What it lacks and is here: messages that stay apart ([`Connection::read_message`]
+//! with a framing of [`bowline_proto::framing`]), [`Limits`] on what strangers cost, an
 //! [`Authentication`] before the service, [`ServerHandle::connections`], a close
 //! that does not tear the last reply away, abstract Unix sockets, addresses that
 //! can be [parsed](Endpoint).
@@ -74,6 +75,7 @@ mod datagram;
 mod endpoint;
 mod limits;
 mod listen;
+mod message;
 mod patience;
 mod rate;
 mod reader;

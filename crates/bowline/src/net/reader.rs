@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bowline_proto::framing::Framing;
 use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 use tokio::net::{tcp, unix};
 
@@ -153,6 +154,20 @@ impl Reader {
             self.between = line.is_empty();
             self.fill().await?;
         }
+    }
+
+    /// Takes the next message out of what was read; all of it where there is none.
+    pub(super) fn decode<F: Framing>(
+        &mut self,
+        framing: &mut F,
+    ) -> Result<Option<F::Message>, ServiceError> {
+        let (taken, message) = framing.decode(self.buffered())?;
+        self.consume_buffered(taken);
+        self.between = !framing.has_begun();
+        if message.is_some() {
+            self.patience.message_came();
+        }
+        Ok(message)
     }
 
     fn too_long(&self) -> ServiceError {

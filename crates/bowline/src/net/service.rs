@@ -7,6 +7,8 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use bowline_proto::framing::FramingError;
+
 use super::connection::Connection;
 use super::endpoint::Peer;
 
@@ -171,6 +173,9 @@ pub enum ServiceError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The peer sent something else than the framing has.
+    #[error("a message is not as the framing has it")]
+    Framing(#[from] FramingError),
     /// The peer did not prove who it is.
     #[error("the peer is not who it must be")]
     NotAuthenticated,
@@ -194,7 +199,11 @@ impl ServiceError {
     /// Whether the peer is to blame, and not the service or this machine.
     pub fn is_of_peer(&self) -> bool {
         match self {
-            Self::Gone | Self::TimedOut(_) | Self::TooLong { .. } | Self::NotAuthenticated => true,
+            Self::Gone
+            | Self::TimedOut(_)
+            | Self::TooLong { .. }
+            | Self::Framing(_)
+            | Self::NotAuthenticated => true,
             Self::Io(_) | Self::Failed(_) | Self::Panicked(_) => false,
         }
     }

@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod limits;
+mod messages;
 mod servers;
 mod streams;
 
