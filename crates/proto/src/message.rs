@@ -386,6 +386,9 @@ pub struct Window {
     pub acked: u64,
     /// Nothing at or behind this offset may be sent yet.
     pub limit: u64,
+    /// Of stdin: the program reads no more of it, and nothing more need be sent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub closed: bool,
 }
 
 /// The outcome, sent behind the last byte of the job's output.

@@ -103,7 +103,8 @@ pub enum Happening {
         /// Nothing more comes.
         end: bool,
     },
-    /// More of a job's stdin may be sent, or it has arrived; on
+    /// More of a job's stdin may be sent, it has arrived, or the program reads no more of
+    /// it ([`Connection::stdin_is_closed`]); on
     /// [`Channel::CONNECTION`], what filled the connection's own buffer is sent.
     Room(Channel),
     /// Part of a job's output was dropped by the server; the stream goes on at this offset.
@@ -339,6 +340,12 @@ impl Connection {
     pub fn stdin_offsets(&self, channel: Channel) -> Option<(u64, u64)> {
         let flow = self.session.sending(channel, Stream::Stdin)?;
         Some((flow.acked(), flow.sent()))
+    }
+
+    /// Whether the program reads no more of its stdin; what puts bytes into it may be told so.
+    pub fn stdin_is_closed(&self, channel: Channel) -> bool {
+        let flow = self.session.sending(channel, Stream::Stdin);
+        flow.is_some_and(bowline_proto::session::SendFlow::closed)
     }
 
     /// Counts bytes of [`Happening::Output`] as arrived at their destination.

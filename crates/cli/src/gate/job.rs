@@ -183,6 +183,8 @@ struct Input {
     /// What reached the pipe.
     written: u64,
     large: bool,
+    /// The program has closed its end, and the client is to be told.
+    refused: bool,
 }
 
 impl Input {
@@ -222,7 +224,8 @@ impl Input {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => {
-                // The program has closed its stdin. The window stays as it is, so the client stops.
+                // The program has closed its stdin, or is gone.
+                self.refused = true;
                 self.pipe = None;
                 self.queue.clear();
                 0
@@ -310,6 +313,7 @@ impl Job {
                 awaited: spec.stdin == crate::ipc::Stdin::Pipe,
                 written: 0,
                 large: false,
+                refused: false,
             },
             pty: spec.pty.clone(),
             stage: Stage::Recording(recording, Box::new(spec)),
@@ -417,6 +421,10 @@ impl Job {
         let written = self.stdin.pump(cx);
         if written > 0 {
             session.consumed(channel, Stream::Stdin, written);
+            turn.progress = true;
+        }
+        if std::mem::take(&mut self.stdin.refused) {
+            session.close_stdin(channel);
             turn.progress = true;
         }
         turn.close_stdin = self.stdin.close_if_done();

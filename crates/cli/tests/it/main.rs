@@ -5,6 +5,7 @@ mod hostile;
 mod lifecycle;
 mod openssh;
 mod policy;
+mod producers;
 mod readme;
 mod retries;
 mod run;

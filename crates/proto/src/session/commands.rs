@@ -234,7 +234,7 @@ impl Session {
         let attachment = self.channels.get_mut(&channel.0)?;
         let known = stream != Stream::Stdin || attachment.stdin_is_open();
         let flow = attachment.send_mut(stream)?;
-        (known && !flow.ended()).then_some(flow)
+        (known && !flow.is_over()).then_some(flow)
     }
 
     /// Lets `fill` write the next bytes of a stream into the frame that will
@@ -315,8 +315,26 @@ impl Session {
                     stream,
                     acked,
                     limit,
+                    closed: false,
                 },
             );
+        }
+    }
+
+    /// A server: the program reads no more of its stdin, so the client need not send more.
+    /// What is on its way is still taken in, up to the window.
+    pub fn close_stdin(&mut self, channel: Channel) {
+        let stream = Stream::Stdin;
+        let attachment = self.channels.get_mut(&channel.0);
+        let flow = attachment.and_then(|attachment| attachment.recv_mut(stream));
+        if let Some((acked, limit)) = flow.and_then(RecvFlow::announce_closed) {
+            let window = Window {
+                stream,
+                acked,
+                limit,
+                closed: true,
+            };
+            self.control(channel, &window);
         }
     }
 }

@@ -46,6 +46,7 @@ pub struct SendFlow {
     acked: u64,
     limit: u64,
     ended: bool,
+    closed: bool,
 }
 
 impl Default for SendFlow {
@@ -62,6 +63,7 @@ impl SendFlow {
             acked: offset,
             limit: offset.saturating_add(WINDOW_INITIAL),
             ended: false,
+            closed: false,
         }
     }
 
@@ -72,6 +74,7 @@ impl SendFlow {
             acked: 0,
             limit: 0,
             ended: false,
+            closed: false,
         }
     }
 
@@ -85,7 +88,7 @@ impl SendFlow {
 
     /// How many bytes may be sent now.
     pub const fn room(&self) -> u64 {
-        if self.ended {
+        if self.is_over() {
             0
         } else {
             self.limit.saturating_sub(self.sent)
@@ -110,6 +113,21 @@ impl SendFlow {
     /// Goes on at a later offset: what is between was dropped.
     pub(super) fn skip_to(&mut self, offset: u64) {
         self.sent = self.sent.max(offset);
+    }
+
+    /// Whether the receiver takes nothing more.
+    pub const fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether nothing more is to be sent, not even an end.
+    pub(super) const fn is_over(&self) -> bool {
+        self.ended || self.closed
+    }
+
+    /// The receiver takes nothing more; it does not change its mind.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
     }
 
     /// Counts `len` bytes as sent; the caller has asked for [`Self::room`].
@@ -267,6 +285,12 @@ impl RecvFlow {
         let offered = self.consumed.saturating_add(self.window);
         let worth = offered.saturating_sub(self.limit) >= self.window / 4;
         worth.then(|| self.announcement())
+    }
+
+    /// The window to announce where the destination takes nothing more; nothing where the
+    /// sender has ended the stream anyway.
+    pub(super) fn announce_closed(&mut self) -> Option<(u64, u64)> {
+        (!self.ended).then(|| self.announcement())
     }
 
     fn announcement(&mut self) -> (u64, u64) {

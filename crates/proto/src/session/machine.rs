@@ -308,13 +308,17 @@ impl Session {
         };
         let stream = window.stream;
         let flow = attachment.send_mut(stream);
-        flow.ok_or(SessionError::NotPermitted(Kind::Window))?
-            .on_window(window.acked, window.limit)
+        let flow = flow.ok_or(SessionError::NotPermitted(Kind::Window))?;
+        flow.on_window(window.acked, window.limit)
             .map_err(|source| SessionError::Flow {
                 channel,
                 stream,
                 source,
             })?;
+        // Output has no such thing: a server would wait for ever to end it.
+        if window.closed && stream == Stream::Stdin {
+            flow.close();
+        }
         Ok(Some(Event::Window(stream)))
     }
 

@@ -220,6 +220,9 @@ impl Relay {
                 bytes,
                 end,
             } if at == channel => self.output(stream, bytes, end),
+            Happening::Room(at) if at == channel && connection.stdin_is_closed(channel) => {
+                self.close_stdin();
+            }
             Happening::Exit(at, exit) if at == channel => {
                 self.exit = Some(self.checked(exit));
                 connection.close(channel);
@@ -375,6 +378,14 @@ impl Relay {
         }
     }
 
+    /// Whoever writes to us is told as by the program itself, at its next write. A raw terminal
+    /// stays ours: its keys are also for us.
+    fn close_stdin(&mut self) {
+        if self.raw.is_none() && self.stdin.take().is_some() {
+            close_own(0);
+        }
+    }
+
     fn send_stdin(&mut self, connection: &mut Connection, channel: Channel) {
         let Some(stdin) = &mut self.stdin else {
             return;
@@ -471,9 +482,14 @@ async fn readable(stdin: Option<&Stdin>) {
 /// Puts /dev/null in the place of one of our own streams. Stderr stays: it is
 /// where we say what happened.
 fn close_own(fd: i32) {
-    if fd == 1
-        && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
-    {
-        let _ = rustix::stdio::dup2_stdout(null.as_fd());
-    }
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
+    let Ok(null) = null else { return };
+    let _ = match fd {
+        0 => rustix::stdio::dup2_stdin(null.as_fd()),
+        1 => rustix::stdio::dup2_stdout(null.as_fd()),
+        _ => Ok(()),
+    };
 }

@@ -246,6 +246,7 @@ fn a_window_that_goes_back_or_the_wrong_way() {
             stream: Stream::Stdout,
             acked: 500,
             limit: WINDOW_INITIAL + 500,
+            closed: false,
         };
         session.next(&message(1, &first)).unwrap();
         session
@@ -255,6 +256,7 @@ fn a_window_that_goes_back_or_the_wrong_way() {
                     stream,
                     acked,
                     limit,
+                    closed: false,
                 },
             ))
             .map(|_| ())
@@ -296,6 +298,7 @@ fn a_window_that_goes_back_or_the_wrong_way() {
         stream: Stream::Stdout,
         acked: 0,
         limit: u64::MAX,
+        closed: false,
     };
     session.next(&message(1, &all)).unwrap();
     let mut put = 0;
@@ -458,6 +461,7 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
             stream: Stream::Stdin,
             acked: 0,
             limit: 1,
+            closed: true,
         }),
         value(&Exit {
             outcome,

@@ -7,7 +7,7 @@ use crate::limits::{
     START_BYTES_MAX,
 };
 use crate::message::{
-    Attach, Bye, Exit, JobRow, Jobs, MessageError, Ping, Refused, Signal, Started,
+    Attach, Bye, Exit, JobRow, Jobs, MessageError, Ping, Refused, Signal, Started, Window,
 };
 use crate::outcome::{Happened, Outcome};
 
@@ -338,4 +338,54 @@ fn big_buffers_are_given_back() {
     asks.outbox().bulk_sent();
     asks.outbox().shrink();
     assert_eq!(asks.outbox().capacities(), (0, 0));
+}
+
+#[test]
+fn a_program_that_reads_no_more_is_told_of() {
+    let (mut asks, mut serves) = (client(), server());
+    let (start, payload) = start_of(5);
+    let channel = asks.start(&start, &payload).unwrap();
+    serves.next(asks.outbox().control()).unwrap();
+    asks.outbox().control_sent();
+    asks.put_with(channel, Stream::Stdin, |_| Ok::<_, ()>((5, false)))
+        .unwrap();
+    serves.close_stdin(channel);
+    asks.next(serves.outbox().control()).unwrap();
+    serves.outbox().control_sent();
+    let stdin = asks.sending(channel, Stream::Stdin).unwrap();
+    assert_eq!(
+        (stdin.closed(), stdin.ended(), stdin.acked()),
+        (true, false, 0)
+    );
+    assert_eq!(asks.room(channel, Stream::Stdin), 0);
+    assert_eq!(asks.put_end(channel, Stream::Stdin), Err(PutError::Closed));
+    // What was on its way is still taken in, and a later window takes nothing back.
+    serves.next(asks.outbox().bulk()).unwrap();
+    let more = Window {
+        stream: Stream::Stdin,
+        acked: 5,
+        limit: u64::MAX,
+        closed: false,
+    };
+    asks.next(&message(channel.0, &more)).unwrap();
+    assert_eq!(asks.room(channel, Stream::Stdin), 0);
+    // Of output it means nothing: a server could not end a stream that it may not send.
+    serves.started(channel, &Started::default());
+    let output = Window {
+        stream: Stream::Stdout,
+        acked: 0,
+        limit: 1 << 20,
+        closed: true,
+    };
+    serves.next(&message(channel.0, &output)).unwrap();
+    assert!(serves.room(channel, Stream::Stdout) > 0);
+    assert_eq!(serves.put_end(channel, Stream::Stdout), Ok(()));
+    // Nor is anything said of an input that has ended, or of a channel that is not there.
+    let mut over = server();
+    over.next(&start_frame(1)).unwrap();
+    over.next(&frame(Kind::Stdin, Flags::END, 1, b"", b""))
+        .unwrap();
+    over.close_stdin(Channel(1));
+    over.close_stdin(Channel(9));
+    assert!(over.outbox().is_empty());
 }

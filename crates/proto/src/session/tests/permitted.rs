@@ -62,6 +62,7 @@ fn sample(kind: Kind, channel: u32, window: Stream) -> Vec<u8> {
                     stream: window,
                     acked: 0,
                     limit,
+                    closed: false,
                 },
             )
         }
