@@ -1,6 +1,7 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
 mod cp;
+mod faults;
 mod hostile;
 mod lifecycle;
 mod openssh;

@@ -1,0 +1,185 @@
+//! The way between a client and its server: passes bytes on, and breaks when it is told to.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A test fails rather than wait longer than this for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the threads of a way share.
+#[derive(Default)]
+struct State {
+    moved: u64,
+    frozen: bool,
+    /// Threads that hold bytes back because of the frost.
+    holding: u32,
+    over: bool,
+    /// Both sockets of each connection that was ever made.
+    sockets: Vec<TcpStream>,
+    /// Threads that pass something on.
+    passing: u32,
+    workers: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared(Mutex<State>, Condvar);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.1.notify_all();
+    }
+
+    #[track_caller]
+    fn wait(&self, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let waited = self
+            .1
+            .wait_timeout_while(self.lock(), PATIENCE, |state| !until(state));
+        let (state, waited) = waited.unwrap();
+        assert!(!waited.timed_out(), "nothing moves");
+        state
+    }
+}
+
+/// The way to one server.
+pub(super) struct Way {
+    shared: Arc<Shared>,
+    port: u16,
+    accepts: Option<JoinHandle<()>>,
+}
+
+impl Way {
+    pub(super) fn to(server: u16) -> Way {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared::default());
+        let accepts = std::thread::spawn({
+            let shared = shared.clone();
+            move || {
+                for client in listener.incoming() {
+                    if shared.lock().over {
+                        return;
+                    }
+                    connect(&shared, client.unwrap(), server);
+                }
+            }
+        });
+        Way {
+            shared,
+            port,
+            accepts: Some(accepts),
+        }
+    }
+
+    pub(super) fn target(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The bytes passed on so far, in both directions.
+    pub(super) fn moved(&self) -> u64 {
+        self.shared.lock().moved
+    }
+
+    /// Waits until so many bytes were passed on; false where all connections end before.
+    pub(super) fn until_moved(&self, bytes: u64) -> bool {
+        let over = |state: &State| !state.sockets.is_empty() && state.passing == 0;
+        let state = self
+            .shared
+            .wait(|state| state.moved >= bytes || over(state));
+        state.moved >= bytes
+    }
+
+    /// Ends every connection: in order, or by a reset.
+    pub(super) fn cut(&self, reset: bool) {
+        let mut state = self.shared.lock();
+        for socket in state.sockets.drain(..) {
+            if reset {
+                let _ = rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+            }
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Passes nothing on; both ends see a line on which nobody says anything. Comes back when
+    /// something is held back, or nothing is left that could be.
+    pub(super) fn freeze(&self) {
+        self.shared.change(|state| state.frozen = true);
+        drop(
+            self.shared
+                .wait(|state| state.holding > 0 || state.passing == 0),
+        );
+    }
+
+    pub(super) fn thaw(&self) {
+        self.shared.change(|state| state.frozen = false);
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            state.over = true;
+            state.frozen = false;
+        });
+        self.cut(false);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        if let Some(accepts) = self.accepts.take() {
+            let _ = accepts.join();
+        }
+        // One that was accepted meanwhile.
+        self.cut(false);
+        let workers = std::mem::take(&mut self.shared.lock().workers);
+        for worker in workers {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn connect(shared: &Arc<Shared>, client: TcpStream, server: u16) {
+    let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+    let clone = |socket: &TcpStream| socket.try_clone().unwrap();
+    let ways = [
+        (clone(&client), clone(&server)),
+        (clone(&server), clone(&client)),
+    ];
+    shared.change(|state| {
+        state.sockets.extend([client, server]);
+        state.passing += 2;
+        for (from, to) in ways {
+            let shared = shared.clone();
+            let worker = std::thread::spawn(move || {
+                pass(&shared, &from, &to);
+                let _ = to.shutdown(Shutdown::Write);
+                shared.change(|state| state.passing -= 1);
+            });
+            state.workers.push(worker);
+        }
+    });
+}
+
+fn pass(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        // An end that resets is an end too.
+        let len = from.read(&mut buffer).unwrap_or(0);
+        if len == 0 {
+            return;
+        }
+        if shared.lock().frozen {
+            shared.change(|state| state.holding += 1);
+            drop(shared.wait(|state| !state.frozen));
+            shared.change(|state| state.holding -= 1);
+        }
+        if to.write_all(&buffer[..len]).is_err() {
+            return;
+        }
+        shared.change(|state| state.moved += len as u64);
+    }
+}
