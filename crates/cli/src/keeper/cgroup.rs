@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Pid;
 
 /// How the folders of keepers begin.
-const PREFIX: &str = "bowline-";
+const PREFIX: &str = "bowline-keeper-";
 /// Names of a folder to try: a keeper of the same number may live in another pid namespace.
 const NAMES_MAX: u32 = 16;
 /// Empty groups that are kept for the next jobs.
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_folder_that_was_removed_is_not_locked() {
         let parent = tempfile::tempdir().unwrap();
-        let path = parent.path().join("bowline-1-0");
+        let path = parent.path().join("bowline-keeper-1-0");
         assert!(lock(&path).is_none());
         fs::create_dir(&path).unwrap();
         let held = lock(&path).unwrap();

@@ -212,7 +212,7 @@ impl World {
         let pid = self.keeper().as_raw_pid();
         let names = (0..16)
             .rev()
-            .map(|number| format!("bowline-{pid}-{number}"));
+            .map(|number| format!("bowline-keeper-{pid}-{number}"));
         let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
