@@ -2,6 +2,7 @@
 
 mod breaks;
 mod hostile;
+mod proxy;
 mod trees;
 
 use std::fs;
@@ -332,6 +333,65 @@ fn only_what_changed_moves() {
     for to in ["to0/big", "to1/big"] {
         assert!(fs::read(bench.path(to)).unwrap() == other, "{to}");
     }
+}
+
+#[test]
+fn a_change_costs_about_what_it_costs_with_rsync() {
+    let bench = Bench::new();
+    let proxy = proxy::Proxy::start(bench.server.port().unwrap());
+    proxy.pin(&bench);
+    let old = noise(6, 16 << 20);
+    let mut new = old.clone();
+    new[8 << 20..][..1000].copy_from_slice(&noise(7, 1000));
+    new.insert(0, b'x');
+    let source = bench.write("src/f", &new);
+    // The bytes on the wire, the handshake among them.
+    bench.write("to/f", &old);
+    let to = format!("127.0.0.1:{}:{}", proxy.port, bench.here("to"));
+    bench.well(&[&bench.here("src/f"), &to]);
+    let ours = proxy.bytes();
+    assert!(fs::read(bench.path("to/f")).unwrap() == new);
+    // And those that rsync says it would need.
+    let there = bench.write("rsync/f", &old);
+    let output = Command::new("rsync")
+        .args(["--no-whole-file", "--ignore-times", "--stats"])
+        .args([&source, &there])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let total = said.lines().filter_map(|line| {
+        let count = line.strip_prefix("Total bytes ")?.split(": ").nth(1)?;
+        count.replace([',', '.'], "").parse::<u64>().ok()
+    });
+    let theirs: u64 = total.sum();
+    assert!(theirs > 10_000, "{said}");
+    assert!(ours < 2 * theirs, "{ours} bytes, and {theirs} with rsync");
+}
+
+#[test]
+fn progress_is_for_terminals() {
+    use crate::terminal::Terminal;
+    let bench = Bench::new();
+    bench.write("src/a\u{1b}[2Jb", noise(8, 3_000_000));
+    let args = [bench.here("src"), bench.there("to")];
+    let command = |more: &[&str]| {
+        let mut command = bench.command(more);
+        command.args(&args);
+        command
+    };
+    let mut terminal = Terminal::start(&command(&[]));
+    terminal.resize(100, 20);
+    terminal.expect("/2.86 MiB");
+    terminal.expect("a\\u{1b}[2Jb");
+    let (status, shown) = terminal.end();
+    assert!(status.success() && shown.contains(" entries"), "{shown:?}");
+    assert!(!shown.contains("a\u{1b}[2J"), "{shown:?}");
+    for quiet in ["-q", "--dry-run"] {
+        let (status, shown) = Terminal::start(&command(&[quiet])).end();
+        assert!(status.success() && !shown.contains("MiB"), "{shown:?}");
+    }
+    let (_, shown) = Terminal::start(&command(&["-q"])).end();
+    assert_eq!(shown, "");
 }
 
 #[test]

@@ -348,6 +348,7 @@ impl State {
     fn content(&mut self, id: u64, from: u64) {
         self.current = Some((id, from));
         if let Some(item) = self.items.get(&id) {
+            self.progress.count(self.settled.entries);
             self.progress.file(&item.path);
         }
     }

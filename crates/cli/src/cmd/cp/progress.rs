@@ -44,10 +44,14 @@ impl Progress {
     }
 
     pub(super) fn settled(&self, entries: u64, bytes: u64, path: &[u8]) {
+        self.position(bytes);
+        self.count(entries);
+        self.file(path);
+    }
+
+    pub(super) fn count(&self, settled: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_prefix(format!("{entries}/{} entries", self.entries));
-            bar.set_message(shown(path));
-            bar.set_position(bytes);
+            bar.set_prefix(format!("{settled}/{} entries", self.entries));
         }
     }
 
