@@ -103,7 +103,14 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
-    let config = config::ServerConfig::load(flags)?;
+    let mut config = config::ServerConfig::load(flags)?;
+    if let (true, Some(state)) = (flags.check, flags.successor) {
+        keeper::check_successor(state, &mut config)?;
+        keeper::authenticate::Authenticator::new(&config)?;
+        cmd::serve::host_key(&config.host_key)?;
+        exit::print(keeper::SUCCESSOR_READY)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if flags.check {
         keeper::authenticate::Authenticator::new(&config)?;
         exit::print(&config.to_toml())?;
@@ -117,6 +124,7 @@ fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
         stdio: flags.stdio,
         lifeline: flags.lifeline,
         verbose,
+        successor: flags.successor,
     });
     if flags.lifeline || (flags.stdio && flags.state_dir.is_none()) {
         // What was made for one session leaves no trace, also where its client was killed.

@@ -8,12 +8,12 @@ use std::ffi::{CString, OsString};
 use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use crate::config::ServerConfig;
 use crate::inherited;
 use crate::keeper::policy::Policy;
-use crate::keeper::{self, GateCommand, HostKeySigner, Reload, Setup};
+use crate::keeper::state::SocketFile;
+use crate::keeper::{self, Claim, GateCommand, HostKeySigner, Reload, Setup};
 
 /// Connections that the kernel holds for the gate; it takes less where
 /// net.core.somaxconn is lower.
@@ -49,6 +50,8 @@ pub(crate) struct Serve {
     pub(crate) lifeline: bool,
     /// How often `-v` was given, for the gate too.
     pub(crate) verbose: u8,
+    /// Where an earlier program of this process has left its state.
+    pub(crate) successor: Option<RawFd>,
 }
 
 /// Serves until a signal, the end of the lifeline or of the one session.
@@ -56,13 +59,26 @@ pub(crate) struct Serve {
 /// # Errors
 /// Where an address, the host key or the state directory cannot be used.
 pub(crate) fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
-    let config = serve.config;
+    let mut config = serve.config;
     let host_key = host_key(&config.host_key)?;
-    let lifeline = serve.lifeline.then(|| own_end(rustix::stdio::stdin()));
-    let lifeline = lifeline.transpose().context("the lifeline")?;
+    let mut claim = match serve.successor {
+        None => Claim::new(&config)?,
+        Some(number) => Claim::inherit(number, &mut config).context("the earlier program")?,
+    };
+    let lifeline = match claim.is_inherited() {
+        true => claim.take_lifeline(),
+        false => {
+            let lifeline = serve.lifeline.then(|| own_end(rustix::stdio::stdin()));
+            lifeline.transpose()
+        }
+    };
+    let lifeline = lifeline.context("the lifeline")?;
     let mut unix_paths = UnixPaths::default();
     let listeners = if serve.stdio {
         standard_streams().context("standard input and output")?
+    } else if let Some((listeners, files)) = claim.take_sockets().context("the sockets")? {
+        unix_paths.made = files;
+        listeners
     } else {
         let listeners = listen_all(&config.listen, &mut unix_paths)?;
         announce(&listeners);
@@ -71,7 +87,9 @@ pub(crate) fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     let gate = gate_command(config.gate.workers.max(1), serve.verbose)?;
     let ended = keeper::serve(Setup {
         config,
+        claim,
         listeners,
+        socket_files: unix_paths.made.clone(),
         stdio: serve.stdio,
         policy: serve.policy,
         host_key,
@@ -93,7 +111,11 @@ impl HostSigner for Holder {
     }
 }
 
-fn host_key(path: &Path) -> anyhow::Result<HostKeySigner> {
+/// Reads the host key, or makes it.
+///
+/// # Errors
+/// Where it is no Ed25519 key, or not this user's alone.
+pub(crate) fn host_key(path: &Path) -> anyhow::Result<HostKeySigner> {
     let key = HostKey::load_or_create(path).context("the host key")?;
     let public = key.public().ed25519();
     let public = public.with_context(|| format!("{} is no Ed25519 key", path.display()))?;
@@ -243,7 +265,7 @@ fn announce(listeners: &[(String, OwnedFd)]) {
 /// The socket files of this process, removed at its end.
 #[derive(Debug, Default)]
 struct UnixPaths {
-    made: Vec<(PathBuf, u64, u64)>,
+    made: Vec<SocketFile>,
 }
 
 impl UnixPaths {
@@ -263,7 +285,11 @@ impl UnixPaths {
         rustix::process::umask(before);
         bound?;
         let meta = std::fs::symlink_metadata(path)?;
-        self.made.push((path.to_owned(), meta.dev(), meta.ino()));
+        self.made.push(SocketFile {
+            path: path.to_owned(),
+            device: meta.dev(),
+            inode: meta.ino(),
+        });
         let mode = if rustix::process::geteuid().is_root() {
             0o666
         } else {
@@ -277,11 +303,12 @@ impl UnixPaths {
 
 impl Drop for UnixPaths {
     fn drop(&mut self) {
-        for (path, dev, ino) in &self.made {
+        for file in &self.made {
             // Another server may have put its own there meanwhile.
-            let same = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == (*dev, *ino);
-            if std::fs::symlink_metadata(path).is_ok_and(same) {
-                let _ = std::fs::remove_file(path);
+            let same =
+                |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == (file.device, file.inode);
+            if std::fs::symlink_metadata(&file.path).is_ok_and(same) {
+                let _ = std::fs::remove_file(&file.path);
             }
         }
     }

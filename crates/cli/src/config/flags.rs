@@ -32,6 +32,9 @@ pub(crate) struct ServeFlags {
     /// End when standard input does; serve this account alone, read no file
     #[arg(long, hide = true, conflicts_with_all = ["stdio", "config"])]
     pub(crate) lifeline: bool,
+    /// Go on with what an earlier program of this process has left in this descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) successor: Option<i32>,
     /// Threads that serve connections
     #[arg(long, value_name = "N", hide = true)]
     pub(crate) workers: Option<u16>,

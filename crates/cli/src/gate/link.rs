@@ -238,6 +238,7 @@ impl Link {
             ToGate::Welcome { .. }
             | ToGate::Signature { .. }
             | ToGate::Adopt { .. }
+            | ToGate::Retire
             | ToGate::Reload { .. } => None,
         };
         match mail {

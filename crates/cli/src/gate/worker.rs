@@ -14,7 +14,6 @@ use bowline::net::Socket;
 use bowline::net::tls::{self, HostSigner};
 use bowline_proto::id::JobId;
 use bowline_proto::message::Exit;
-use bowline_proto::outcome::Outcome;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
@@ -91,7 +90,7 @@ impl Worker {
     }
 
     async fn serve(self: Rc<Self>, incoming: Incoming) -> anyhow::Result<()> {
-        let stop = CancellationToken::new();
+        let (stop, retire) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         match incoming {
             Incoming::Listeners(listeners) => {
@@ -105,11 +104,16 @@ impl Worker {
                 tasks.spawn_local(self.clone().stdio(input, output));
             }
         }
-        let link = self.link.run(|message, _fds| self.other(message, &stop));
+        let link = self.link.run(|message, _fds| match message {
+            ToGate::Retire => retire.cancel(),
+            message => self.other(message, &stop),
+        });
         let mut link = std::pin::pin!(link);
         let mut linked = true;
         loop {
             tokio::select! {
+                // Connections break here: what they carry goes on with the next gate.
+                () = retire.cancelled() => return Ok(()),
                 result = &mut link, if linked => {
                     linked = false;
                     stop.cancel();
@@ -141,27 +145,25 @@ impl Worker {
                 cause,
                 tree,
                 unix_ms,
-            } => {
-                self.shared.leave(job);
-                let reaped = Reaped::new(exited, cause, tree, unix_ms);
-                self.over(job, 0, reaped.outcome(None));
-            }
+            } => self.over(job, &Reaped::new(exited, cause, tree, unix_ms), None),
             // An answer to a connection that is gone; what it asked for was ended with it.
             _ => {}
         }
     }
 
-    /// A job of a gate that died. Its connection died too, and until jobs can be
-    /// resumed its tree ends with it.
+    /// A job of a gate that is gone, and of its connection. Until jobs can be
+    /// resumed its tree ends with it, unless the server itself cut the connection:
+    /// then it goes on, and waits where its output fills its pipes.
     fn adopt(&self, snapshot: &JobSnapshot) {
-        tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
+        self.shared.enter(snapshot.job, super::adopted(snapshot));
         if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
             let reaped = Reaped::new(exited, cause, tree, unix_ms);
-            let outcome = reaped.outcome(Some(snapshot.started_unix_ms));
-            self.over(snapshot.job, snapshot.pid, outcome);
+            return self.over(snapshot.job, &reaped, Some(snapshot.started_unix_ms));
+        }
+        if snapshot.kept {
             return;
         }
-        self.shared.enter(snapshot.job, super::adopted(snapshot));
+        tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
         self.link.send(&ToKeeper::End {
             job: snapshot.job,
             cause: Cause::Disconnected,
@@ -171,9 +173,11 @@ impl Worker {
 
     /// A job that no connection is there for is over: what became of it is
     /// recorded, and the keeper may forget it.
-    fn over(&self, job: JobId, pid: i32, outcome: Outcome) {
+    fn over(&self, job: JobId, reaped: &Reaped, started_ms: Option<u64>) {
+        let pid = self.shared.pid(job).unwrap_or(0);
+        self.shared.leave(job);
         let exit = Exit {
-            outcome,
+            outcome: reaped.outcome(started_ms),
             ..Exit::default()
         };
         self.shared.recorder.ended(job, pid, &exit);

@@ -140,6 +140,9 @@ pub enum ToGate {
     Adopt { snapshot: Box<JobSnapshot> },
     /// The configuration changed; sessions go on.
     Reload { config: Box<GateConfig> },
+    /// Write down what is known and go, at once and without a word to the
+    /// clients: another program takes over the jobs and the sockets.
+    Retire,
     /// Stop accepting, let what runs end within the time, then close.
     Drain { deadline_ms: u64 },
 }
@@ -342,6 +345,8 @@ pub struct JobSnapshot {
     pub connection: u64,
     /// Which descriptors come beside it, in this order.
     pub open: Vec<Stream>,
+    /// It goes on although nobody is connected to it: the server itself cut the connection.
+    pub kept: bool,
     /// Set if the main process has ended already.
     pub ended: Option<(Exited, Option<Cause>, Tree, u64)>,
 }

@@ -17,6 +17,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::Pid;
 
+use super::state::{CgroupState, CgroupsState, Pass, PlaceState};
+use crate::inherited;
+
 /// How the folders of keepers begin.
 const PREFIX: &str = "bowline-keeper-";
 /// Names of a folder to try: a keeper of the same number may live in another pid namespace.
@@ -49,7 +52,7 @@ pub(crate) struct Cgroups {
 #[derive(Debug)]
 struct Place {
     path: PathBuf,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 /// One group.
@@ -80,6 +83,36 @@ impl Cgroups {
             place,
             ..Self::default()
         }
+    }
+
+    /// Goes on with the groups of an earlier program of this process.
+    pub(crate) fn resume(state: CgroupsState) -> io::Result<Self> {
+        let lingering = state.lingering.into_iter().map(Cgroup::resume);
+        Ok(Self {
+            place: state.place.map(Place::resume).transpose()?,
+            free: Vec::new(),
+            lingering: lingering.collect::<io::Result<_>>()?,
+            made: state.made,
+        })
+    }
+
+    /// What the next program of this process needs to know; groups that are free
+    /// are not told of.
+    pub(crate) fn state<'a>(&'a self, pass: &mut Pass<'a, '_>) -> io::Result<CgroupsState> {
+        let lingering = self.lingering.iter().map(|group| group.state(pass));
+        Ok(CgroupsState {
+            place: match &self.place {
+                Some(place) => Some(place.state(pass)?),
+                None => None,
+            },
+            made: self.made,
+            lingering: lingering.collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Removes the groups that wait for jobs.
+    pub(crate) fn remove_free(&mut self) {
+        self.free.drain(..).for_each(Cgroup::remove);
     }
 
     /// Makes sure, with a child that does nothing, that programs can be started
@@ -155,7 +188,22 @@ impl Place {
             let path = parent.join(format!("{PREFIX}{}-{number}", keeper.as_raw_pid()));
             fs::create_dir(&path).ok()?;
             let lock = lock(&path)?;
-            Some(Self { path, _lock: lock })
+            Some(Self { path, lock })
+        })
+    }
+
+    /// Goes on with the folder of an earlier program of this process, and with its lock.
+    fn resume(state: PlaceState) -> io::Result<Self> {
+        Ok(Self {
+            path: state.path,
+            lock: inherited::take(state.lock)?,
+        })
+    }
+
+    fn state<'a>(&'a self, pass: &mut Pass<'a, '_>) -> io::Result<PlaceState> {
+        Ok(PlaceState {
+            path: self.path.clone(),
+            lock: pass(self.lock.as_fd())?,
         })
     }
 }
@@ -185,6 +233,24 @@ impl Cgroup {
                 Err(error.into())
             }
         }
+    }
+
+    /// Goes on with a group of an earlier program of this process.
+    pub(crate) fn resume(state: CgroupState) -> io::Result<Self> {
+        Ok(Self {
+            folder: inherited::take(state.folder)?,
+            path: state.path,
+            killed: Cell::new(state.killed),
+        })
+    }
+
+    /// What the next program of this process needs to know.
+    pub(crate) fn state<'a>(&'a self, pass: &mut Pass<'a, '_>) -> io::Result<CgroupState> {
+        Ok(CgroupState {
+            folder: pass(self.folder.as_fd())?,
+            path: self.path.clone(),
+            killed: self.killed.get(),
+        })
     }
 
     /// For clone3(2).

@@ -288,6 +288,8 @@ impl Keeper {
             } else if self.gate.as_ref().is_some_and(|gate| gate.pid == pid) {
                 // Whichever event comes first; its own may never, if it could not be watched.
                 self.gate_gone();
+            } else if self.is_candidate(pid) {
+                self.candidate_gone();
             } else {
                 let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
             }

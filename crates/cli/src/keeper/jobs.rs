@@ -24,7 +24,6 @@ use super::cgroup::Cgroup;
 use super::journal::{EndRecord, JobImage, Record};
 use super::requests::Start;
 use super::spawn::{self, Pending};
-use super::state::{JobState, KeeperState};
 use super::terminal;
 use super::tree::Roots;
 use crate::clock::unix_ms;
@@ -72,6 +71,8 @@ pub(super) struct Job {
     pub(super) phase: JobPhase,
     /// Why it is made to end, if it is.
     pub(super) cause: Option<Cause>,
+    /// Its connection was cut by this server itself: no gate ends it for that.
+    pub(super) kept: bool,
 }
 
 #[derive(Debug)]
@@ -211,24 +212,6 @@ impl Keeper {
         self.send(worker, &ToGate::Adopt { snapshot }, &fds);
     }
 
-    /// All that a successor needs to know.
-    pub(super) fn state(&self) -> KeeperState {
-        let jobs = self.jobs.by_serial.values().filter_map(|job| {
-            let image = self.journal.job(job.id)?;
-            Some(JobState {
-                snapshot: job.snapshot().0,
-                started: image.pid.and_then(|(_, started)| started),
-                deadline_unix_ms: image.start.deadline_unix_ms,
-                cause: job.cause,
-            })
-        });
-        KeeperState {
-            keeper: self.journal.keeper().clone(),
-            generation: self.generation,
-            jobs: jobs.collect(),
-        }
-    }
-
     /// Jobs that only the journal knows: an earlier keeper's.
     fn lost(&self) -> Vec<JobSnapshot> {
         let own = |image: &&JobImage| self.jobs.by_id(image.start.job).is_none();
@@ -242,6 +225,7 @@ impl Keeper {
     /// Records that the jobs of an earlier keeper ended without anybody seeing it.
     pub(super) fn record_lost(&mut self) {
         let unseen = self.journal.jobs().filter(|image| image.end.is_none());
+        let unseen = unseen.filter(|image| self.jobs.by_id(image.start.job).is_none());
         let unseen: Vec<(JobId, Option<Cause>)> =
             unseen.map(|image| (image.start.job, image.cause)).collect();
         for (job, cause) in unseen {
@@ -285,6 +269,7 @@ impl Job {
             unix_ms,
             phase: JobPhase::Starting(spawned.pending),
             cause: None,
+            kept: false,
         }
     }
 
@@ -319,6 +304,7 @@ impl Job {
             connection: self.connection,
             open,
             ended,
+            kept: self.kept,
         };
         (snapshot, fds)
     }
@@ -336,5 +322,6 @@ fn lost_snapshot(image: &JobImage) -> Option<JobSnapshot> {
         connection: image.start.connection,
         open: Vec::new(),
         ended: Some((end.exited, end.cause, end.tree, end.unix_ms)),
+        kept: false,
     })
 }

@@ -156,6 +156,36 @@ impl Journal {
         })
     }
 
+    /// Goes on with what an earlier program of this process knew. Its file is
+    /// replaced and not read: it may be written as this program does not write.
+    ///
+    /// # Errors
+    /// As open(2) and write(2).
+    pub(crate) fn resume(
+        folder: &Path,
+        keeper: KeeperRecord,
+        jobs: Vec<JobImage>,
+        recent: Vec<(u32, JobId)>,
+    ) -> io::Result<Self> {
+        let mut image = Image::default();
+        for job in jobs {
+            image.jobs.insert(job.start.job, job);
+        }
+        recent
+            .into_iter()
+            .for_each(|(uid, job)| image.remember(uid, job));
+        let path = folder.join("journal");
+        let (file, bytes) = rewrite(&path, &keeper, &image)?;
+        Ok(Self {
+            path,
+            file,
+            bytes,
+            compact_at: COMPACT_BYTES_MIN.max(bytes * 2),
+            image,
+            keeper,
+        })
+    }
+
     /// Adds a record.
     ///
     /// # Errors
@@ -174,11 +204,6 @@ impl Journal {
         Ok(())
     }
 
-    /// Who writes.
-    pub(crate) fn keeper(&self) -> &KeeperRecord {
-        &self.keeper
-    }
-
     /// The jobs that are not released, those of earlier keepers among them.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &JobImage> {
         self.image.jobs.values()
@@ -187,6 +212,11 @@ impl Journal {
     /// One of them.
     pub(crate) fn job(&self, job: JobId) -> Option<&JobImage> {
         self.image.jobs.get(&job)
+    }
+
+    /// The jobs that are over and remembered, the oldest first.
+    pub(crate) fn recent(&self) -> impl Iterator<Item = (u32, JobId)> {
+        self.image.recent.iter().copied()
     }
 
     /// Whether this user's job was known once and is over.

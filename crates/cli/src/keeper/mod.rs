@@ -35,13 +35,15 @@ mod sign;
 mod spawn;
 mod start;
 mod startup;
-mod state;
+pub(crate) mod state;
+mod successor;
 mod takeover;
 mod terminal;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod tree;
+mod upgrade;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,9 +66,13 @@ use self::policy::Policy;
 use self::program::Own;
 use self::shutdown::Phase;
 use self::spawn::{Progress, Stacks};
+pub(crate) use self::startup::{Claim, check_successor};
+use self::state::SocketFile;
 use self::takeover::Takeover;
 use self::timers::Timers;
 use self::tree::Cookies;
+pub(crate) use self::upgrade::READY as SUCCESSOR_READY;
+use self::upgrade::{OwnProgram, Upgrade};
 use crate::config::ServerConfig;
 use crate::ipc::ToGate;
 
@@ -74,9 +80,13 @@ use crate::ipc::ToGate;
 pub(crate) struct Setup {
     /// The configuration.
     pub(crate) config: ServerConfig,
+    /// The state directory, which nobody else uses, and what was found with it.
+    pub(crate) claim: Claim,
     /// The addresses and their listening sockets; with `stdio`, one entry
     /// `stdio` for each of input and output.
     pub(crate) listeners: Vec<(String, OwnedFd)>,
+    /// The files of Unix sockets among them that this server made.
+    pub(crate) socket_files: Vec<SocketFile>,
     /// One session over standard input and output: when its gate ends, all ends.
     pub(crate) stdio: bool,
     /// Decides who is let in.
@@ -134,6 +144,7 @@ enum Token {
     JobGone(Serial),
     Takeover,
     Asker(u64),
+    Candidate,
 }
 
 /// What is to be done later.
@@ -146,6 +157,7 @@ enum Timer {
     Flush,
     DrainOver,
     KillGate,
+    CandidateOver,
 }
 
 /// Everything the thread owns.
@@ -158,7 +170,11 @@ struct Keeper {
     host_key: HostKeySigner,
     reload: Reload,
     listeners: Vec<(String, Rc<OwnedFd>)>,
+    socket_files: Vec<SocketFile>,
     stdio: bool,
+    /// None where it cannot be replaced while it runs.
+    program: Option<OwnProgram>,
+    upgrade: Option<Upgrade>,
     gate_program: GateProgram,
     gate: Option<Gate>,
     /// How many gates were started.
@@ -181,7 +197,7 @@ struct Keeper {
     /// Scratch space for packets.
     buffer: Vec<u8>,
     /// Held, so that no second keeper uses the state directory.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 /// Events taken from epoll at once.
@@ -236,6 +252,7 @@ impl Keeper {
             Token::JobGone(serial) => self.job_gone(serial),
             Token::Takeover => self.accept_asker(),
             Token::Asker(number) => self.read_asker(number),
+            Token::Candidate => self.candidate_gone(),
         }
     }
 
@@ -251,6 +268,7 @@ impl Keeper {
             }
             Timer::DrainOver => self.drain_over(),
             Timer::KillGate => self.kill_gate(),
+            Timer::CandidateOver => self.candidate_over(),
         }
     }
 
@@ -261,7 +279,7 @@ impl Keeper {
 
     /// Starts a gate and tells it everything that is.
     fn start_gate(&mut self) {
-        if self.phase != Phase::Serving || self.gate.is_some() {
+        if self.phase != Phase::Serving || self.gate.is_some() || self.is_retiring() {
             return;
         }
         let started = Gate::start(&self.gate_program, self.null.as_fd(), &mut self.stacks);
@@ -369,6 +387,7 @@ impl Keeper {
 
     /// The gate's process has ended.
     fn gate_gone(&mut self) {
+        self.hear_out_gate();
         let Some(mut gate) = self.gate.take() else {
             return;
         };
@@ -386,13 +405,16 @@ impl Keeper {
         if self.stdio || self.phase != Phase::Serving {
             return self.gate_gone_for_good();
         }
+        self.jobs.gate_gone();
+        if self.is_retiring() {
+            return self.execute();
+        }
         let quick = gate.born.elapsed() < QUICK_DEATH;
         self.quick_deaths = if quick { self.quick_deaths + 1 } else { 0 };
         tracing::warn!(
             pid = gate.pid.as_raw_pid(), status = %describe(status),
             "the gate ended; starting another"
         );
-        self.jobs.gate_gone();
         self.restart_gate_later();
     }
 
@@ -425,6 +447,7 @@ impl Token {
             Token::JobGone(Serial(serial)) => (6, serial),
             Token::Takeover => (7, 0),
             Token::Asker(number) => (8, number),
+            Token::Candidate => (9, 0),
         };
         kind << 56 | number
     }
@@ -441,6 +464,7 @@ impl Token {
             6 => Token::JobGone(Serial(number)),
             7 => Token::Takeover,
             8 => Token::Asker(number),
+            9 => Token::Candidate,
             _ => return None,
         })
     }

@@ -73,6 +73,22 @@ impl Keeper {
         }
     }
 
+    /// Takes what a gate that is gone has said about the jobs; what it asked for
+    /// itself, nobody would be answered.
+    pub(super) fn hear_out_gate(&mut self) {
+        let workers = self.gate.as_ref().map_or(0, |gate| gate.workers.len());
+        for index in 0..workers {
+            while let Some(worker) = self.gate.as_ref().and_then(|gate| gate.workers.get(index))
+                && let Ok(Some((message, _))) = packet::receive(&worker.socket, &mut self.buffer)
+            {
+                match message {
+                    ToKeeper::Start { .. } | ToKeeper::Authenticate { .. } => {}
+                    about_jobs => self.request(index, about_jobs, Vec::new()),
+                }
+            }
+        }
+    }
+
     /// Signs what a worker has sent for it.
     pub(super) fn read_signer(&mut self, index: usize) {
         let Some(worker) = self.gate.as_ref().and_then(|gate| gate.workers.get(index)) else {
@@ -103,6 +119,8 @@ impl Keeper {
 
     fn request(&mut self, worker: usize, message: ToKeeper, fds: Vec<OwnedFd>) {
         match message {
+            // Its client will ask the next gate; a refusal would tell it not to.
+            ToKeeper::Start { .. } | ToKeeper::Authenticate { .. } if self.is_retiring() => {}
             ToKeeper::Ready { version } if version == VERSION => self.gate_ready(),
             ToKeeper::Ready { version } => {
                 self.gate_misbehaves(&format!("protocol version {version}"));

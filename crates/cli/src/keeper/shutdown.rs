@@ -37,7 +37,7 @@ impl Keeper {
                     self.timers
                         .set_once(Timer::Orphans, Instant::now() + ORPHANS_AFTER);
                 }
-                libc::SIGHUP => self.reload_config(),
+                libc::SIGHUP => self.reload(),
                 _ if self.phase == Phase::Serving => self.drain(),
                 _ => self.end_now(),
             }
@@ -52,6 +52,7 @@ impl Keeper {
         );
         notify(&[NotifyState::Stopping]);
         self.phase = Phase::Draining;
+        self.candidate_over();
         self.timers.cancel(Timer::StartGate);
         let deadline_ms = self.config.drain_ms;
         let at = Instant::now() + Duration::from_millis(deadline_ms);
@@ -117,7 +118,8 @@ impl Keeper {
     }
 
     pub(super) fn is_finished(&self) -> bool {
-        self.phase != Phase::Serving && self.gate.is_none() && self.jobs.live().is_empty()
+        let over = self.gate.is_none() && self.upgrade.is_none() && self.jobs.live().is_empty();
+        self.phase != Phase::Serving && over
     }
 
     pub(super) fn finish(mut self) -> ExitCode {
@@ -130,12 +132,9 @@ impl Keeper {
         ExitCode::SUCCESS
     }
 
-    fn reload_config(&mut self) {
-        let reloading = NotifyState::monotonic_usec_now();
-        match reloading {
-            Ok(now) => notify(&[NotifyState::Reloading, now]),
-            Err(_) => notify(&[NotifyState::Reloading]),
-        }
+    /// Reads the configuration again.
+    pub(super) fn reload_config(&mut self) {
+        notify_reloading();
         match (self.reload)() {
             Ok((mut config, policy)) => {
                 // These are held open; another place would need another keeper.
@@ -157,6 +156,15 @@ impl Keeper {
             }
         }
         notify(&[NotifyState::Ready]);
+    }
+}
+
+/// Tells the service manager that what follows is a reload, which ends when it
+/// is told that the server is ready.
+pub(super) fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }
 

@@ -124,13 +124,12 @@ impl Stacks {
     }
 
     /// Takes back the stack of a child that has left the keeper's memory.
-    pub(crate) fn give_back(&mut self, pending: Pending) {
-        let mut pending = pending;
-        if pending.left && self.0.len() < STACKS_KEPT {
-            // SAFETY: `left` says that `Drop` will not touch the stack, and `pending` is consumed here.
-            self.0
-                .push(unsafe { ManuallyDrop::take(&mut pending.stack) });
-            pending.stack_taken = true;
+    pub(crate) fn give_back(&mut self, mut pending: Pending) {
+        if pending.left
+            && self.0.len() < STACKS_KEPT
+            && let Some(memory) = pending.memory.take()
+        {
+            self.0.push(memory.stack);
         }
     }
 }
@@ -141,9 +140,15 @@ pub(crate) struct Pending {
     report: Vec<u8>,
     /// The child has executed its program or is gone.
     left: bool,
-    stack_taken: bool,
-    plan: ManuallyDrop<Box<Plan>>,
-    stack: ManuallyDrop<Box<Stack>>,
+    /// None of a child that an earlier program of this process has made: what
+    /// that one shares is that program's memory, which nobody else has any more.
+    memory: Option<Memory>,
+}
+
+/// What a child uses of the keeper's memory.
+struct Memory {
+    _plan: Box<Plan>,
+    stack: Box<Stack>,
 }
 
 impl std::fmt::Debug for Pending {
@@ -158,6 +163,21 @@ impl Pending {
     /// Becomes readable when [`Pending::progress`] has something to say.
     pub(crate) fn status(&self) -> BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(&self.status)
+    }
+
+    /// Takes over a child from an earlier program of this process.
+    pub(crate) fn inherited(status: OwnedFd, report: Vec<u8>) -> Self {
+        Self {
+            status,
+            report,
+            left: false,
+            memory: None,
+        }
+    }
+
+    /// What the child has said so far.
+    pub(crate) fn report(&self) -> &[u8] {
+        &self.report
     }
 
     /// Looks how far the child is, without waiting.
@@ -182,16 +202,8 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.left {
-            // The child may still use both; to lose some kilobytes is the lesser evil.
-            return;
-        }
-        // SAFETY: the child has left the keeper's memory, so nobody else refers to the
-        // plan or the stack, and this runs once; a stack that was taken is not touched.
-        unsafe {
-            ManuallyDrop::drop(&mut self.plan);
-            if !self.stack_taken {
-                ManuallyDrop::drop(&mut self.stack);
-            }
+            // The child may still use it; to lose some kilobytes is the lesser evil.
+            let _lost = ManuallyDrop::new(self.memory.take());
         }
     }
 }
@@ -250,9 +262,7 @@ pub(crate) fn spawn(
         status,
         report: Vec::new(),
         left: false,
-        stack_taken: false,
-        plan: ManuallyDrop::new(plan),
-        stack: ManuallyDrop::new(stack),
+        memory: Some(Memory { _plan: plan, stack }),
     };
     Ok(Spawned {
         pid,

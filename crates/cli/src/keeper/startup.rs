@@ -2,12 +2,12 @@
 //! limits, signals. Everything that may fail for good fails here, before a job exists.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context as _, bail};
@@ -21,26 +21,159 @@ use super::gate::GateProgram;
 use super::journal::{self, Journal, KeeperRecord};
 use super::program::Own;
 use super::spawn::{self, Ids, Image, Program};
+use super::state::{JobState, KeeperState, SocketFile};
 use super::takeover::{self, Question, Takeover};
-use super::{Keeper, Phase, Setup, Token};
+use super::upgrade::OwnProgram;
+use super::{Cgroups, Keeper, Phase, Setup, Token, successor};
 use crate::clock::unix_ms;
 use crate::config::ServerConfig;
+use crate::inherited;
 
 /// The accounts that the gate of a root keeper runs as, the first that exists.
 const GATE_USERS: [&str; 2] = ["bowline", "nobody"];
 /// "Unlimited", as the kernel counts.
 const UNLIMITED: u64 = u64::MAX;
 
+/// The state directory in this process's hands, before it listens anywhere.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    lock: OwnedFd,
+    gate_ids: Option<Ids>,
+    /// What an earlier program of this process has left.
+    state: Option<KeeperState>,
+}
+
+impl Claim {
+    /// Makes the state directory and takes its lock.
+    ///
+    /// # Errors
+    /// Where it cannot be made, is another user's, or another server uses it.
+    pub(crate) fn new(config: &ServerConfig) -> anyhow::Result<Self> {
+        let gate_ids = gate_ids(config)?;
+        make_folders(config, gate_ids.as_ref())?;
+        Ok(Self {
+            lock: lock(&config.state_dir)?,
+            gate_ids,
+            state: None,
+        })
+    }
+
+    /// Takes what an earlier program of this process has left under `number`.
+    ///
+    /// # Errors
+    /// Where there is no state that this program knows, and as [`Claim::new`].
+    pub(crate) fn inherit(number: RawFd, config: &mut ServerConfig) -> anyhow::Result<Self> {
+        let state = successor::read(number)?;
+        // Older kernels call a process by the number of the descriptor that it was executed from.
+        let _ = rustix::thread::set_name(c"bowline");
+        config.state_dir.clone_from(&state.state_dir);
+        let gate_ids = gate_ids(config)?;
+        make_folders(config, gate_ids.as_ref())?;
+        Ok(Self {
+            lock: inherited::take(state.lock).context("the lock")?,
+            gate_ids,
+            state: Some(state),
+        })
+    }
+
+    /// The sockets that listen already, and the files of those that this server made.
+    ///
+    /// # Errors
+    /// As fcntl(2).
+    pub(crate) fn take_sockets(&mut self) -> io::Result<Option<Sockets>> {
+        let Some(state) = &mut self.state else {
+            return Ok(None);
+        };
+        let listeners = std::mem::take(&mut state.listeners).into_iter();
+        let listeners = listeners.map(|(name, fd)| Ok((name, inherited::take(fd)?)));
+        let files = std::mem::take(&mut state.socket_files);
+        Ok(Some((listeners.collect::<io::Result<_>>()?, files)))
+    }
+
+    /// The lifeline of the earlier program.
+    ///
+    /// # Errors
+    /// As fcntl(2).
+    pub(crate) fn take_lifeline(&mut self) -> io::Result<Option<OwnedFd>> {
+        let state = self.state.as_mut();
+        let lifeline = state.and_then(|state| state.lifeline.take());
+        lifeline.map(inherited::take).transpose()
+    }
+
+    /// Whether an earlier program of this process has left something.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.state.is_some()
+    }
+}
+
+/// Listening sockets with their addresses, and the files of Unix sockets.
+pub(crate) type Sockets = (Vec<(String, OwnedFd)>, Vec<SocketFile>);
+
+/// Makes sure that this program could take over from the one whose state is
+/// under `number`.
+///
+/// # Errors
+/// What would stop it.
+pub(crate) fn check_successor(number: RawFd, config: &mut ServerConfig) -> anyhow::Result<()> {
+    let state = successor::read(number)?;
+    config.state_dir.clone_from(&state.state_dir);
+    let gate_ids = gate_ids(config)?;
+    make_folders(config, gate_ids.as_ref())
+}
+
+/// What a keeper stands on: made anew, or taken over.
+struct Ground {
+    own: Own,
+    cgroups: Cgroups,
+    journal: Journal,
+    takeover: Takeover,
+    generation: u64,
+    program: Option<PathBuf>,
+    jobs: Vec<JobState>,
+}
+
+impl Ground {
+    fn fresh(folder: &Path) -> anyhow::Result<Self> {
+        let journal = Journal::open(folder, keeper_record());
+        let journal =
+            journal.with_context(|| format!("cannot open the journal in {}", folder.display()))?;
+        Ok(Self {
+            own: own(),
+            cgroups: Cgroups::find(rustix::process::getpid()),
+            journal,
+            takeover: Takeover::listen(folder).context("the takeover socket")?,
+            generation: 0,
+            program: None,
+            jobs: Vec::new(),
+        })
+    }
+
+    fn inherited(state: KeeperState) -> anyhow::Result<Self> {
+        let (folder, record) = (state.state_dir.clone(), keeper_record());
+        let takeover = inherited::take(state.takeover).context("the takeover socket")?;
+        tracing::info!(from = state.software, "taken over from an earlier program");
+        Ok(Self {
+            own: successor::own(&state),
+            cgroups: successor::cgroups(&state),
+            journal: Journal::resume(&folder, record, state.journal, state.recent)
+                .with_context(|| format!("cannot write the journal in {}", folder.display()))?,
+            takeover: Takeover::resume(takeover),
+            generation: state.generation,
+            program: Some(state.program),
+            jobs: state.jobs,
+        })
+    }
+}
+
 /// Prepares the keeper.
 pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
-    let config = setup.config;
-    let own = own();
-    let gate_ids = gate_ids(&config)?;
-    make_folders(&config, gate_ids.as_ref())?;
-    let lock = lock(&config.state_dir)?;
-    let journal = open_journal(&config.state_dir)?;
-    let takeover = Takeover::listen(&config.state_dir).context("the takeover socket")?;
-    let nofile = raise_nofile(own.nofile);
+    let (config, claim) = (setup.config, setup.claim);
+    let is_successor = claim.state.is_some();
+    let ground = match claim.state {
+        None => Ground::fresh(&config.state_dir)?,
+        Some(state) => Ground::inherited(state)?,
+    };
+    let nofile = raise_nofile(ground.own.nofile);
     super::spawn::keep_children();
     let pid = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(pid)).context("cannot become the subreaper")?;
@@ -50,6 +183,8 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         Mode::empty(),
     );
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    // The one session of a server over stdio would not live through it.
+    let program = (!setup.stdio).then(|| OwnProgram::this(ground.program));
     let mut keeper = Keeper {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll")?,
         signals: signals().context("cannot receive signals")?,
@@ -58,52 +193,58 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         host_key: setup.host_key,
         reload: setup.reload,
         listeners: listeners(setup.listeners),
+        socket_files: setup.socket_files,
         stdio: setup.stdio,
+        program: program.transpose().context("this program's own file")?,
+        upgrade: None,
         gate_program: GateProgram {
             executable: executable.context("cannot open this program's own file")?,
             argv: setup.gate.argv,
             envp: setup.gate.envp,
-            ids: gate_ids,
+            ids: claim.gate_ids,
             nofile,
             workers: config.gate.workers.max(1),
         },
         gate: None,
-        generation: 0,
+        generation: ground.generation,
         quick_deaths: 0,
         ready_told: false,
         grants: Default::default(),
         jobs: Default::default(),
         trees: Default::default(),
         cookies: Default::default(),
-        journal,
-        takeover,
-        cgroups: super::Cgroups::find(pid),
+        journal: ground.journal,
+        takeover: ground.takeover,
+        cgroups: ground.cgroups,
         stacks: Default::default(),
         timers: Default::default(),
-        own,
+        own: ground.own,
         null: null.context("cannot open /dev/null")?,
         phase: Phase::Serving,
         buffer: Vec::new(),
         config,
-        _lock: lock,
+        lock: claim.lock,
     };
-    keeper
-        .watch(keeper.signals.as_fd(), Token::Signals)
-        .context("epoll")?;
-    keeper
-        .watch(keeper.takeover.as_fd(), Token::Takeover)
-        .context("epoll")?;
-    if let Some(lifeline) = &keeper.lifeline {
-        keeper
-            .watch(lifeline.as_fd(), Token::Lifeline)
-            .context("the lifeline cannot be watched")?;
+    keeper.watch_own().context("epoll")?;
+    if is_successor {
+        keeper.resume_jobs(ground.jobs);
+    } else {
+        keeper.prove_cgroups();
     }
-    keeper.prove_cgroups();
     keeper.record_lost();
     Ok(keeper)
 }
 
 impl Keeper {
+    fn watch_own(&self) -> rustix::io::Result<()> {
+        self.watch(self.signals.as_fd(), Token::Signals)?;
+        self.watch(self.takeover.as_fd(), Token::Takeover)?;
+        match &self.lifeline {
+            Some(lifeline) => self.watch(lifeline.as_fd(), Token::Lifeline),
+            None => Ok(()),
+        }
+    }
+
     fn prove_cgroups(&mut self) {
         let (null, stacks) = (self.null.as_fd(), &mut self.stacks);
         self.cgroups.prove(|group| {
@@ -240,7 +381,7 @@ fn lock(folder: &Path) -> anyhow::Result<OwnedFd> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let running = match takeover::ask(folder, Question::Version) {
-            Ok((answer, _)) => format!(
+            Ok(answer) => format!(
                 "pid {}, version {}, {} jobs",
                 answer.pid, answer.software, answer.jobs
             ),
@@ -261,16 +402,14 @@ fn lock(folder: &Path) -> anyhow::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn open_journal(folder: &Path) -> anyhow::Result<Journal> {
+fn keeper_record() -> KeeperRecord {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let keeper = KeeperRecord {
+    KeeperRecord {
         version: journal::VERSION,
         pid: rustix::process::getpid().as_raw_pid(),
         boot_id: boot_id.trim().to_owned(),
         unix_ms: unix_ms(),
-    };
-    Journal::open(folder, keeper)
-        .with_context(|| format!("cannot open the journal in {}", folder.display()))
+    }
 }
 
 /// The signals that the loop reads as events; children start with none blocked.

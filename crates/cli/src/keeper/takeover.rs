@@ -1,17 +1,16 @@
-//! The socket in the state directory over which a keeper is asked about itself:
-//! by the next `bowline serve`, which may find it alive, and one day by the one
-//! that takes its jobs over.
+//! The socket in the state directory over which a keeper is asked about itself
+//! by the next `bowline serve`, which finds it alive.
 //!
 //! Each packet is a [`Question`], answered by an [`Answer`]. Only the keeper's
-//! own user and root are answered. The state travels in a sealed memfd.
+//! own user and root are answered.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::epoll;
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
@@ -30,8 +29,6 @@ const SOCKET: &str = "takeover";
 pub(crate) enum Question {
     /// Who are you?
     Version,
-    /// All that a successor needs to know, in a memfd beside the answer.
-    State,
 }
 
 /// What it says.
@@ -67,15 +64,18 @@ impl Takeover {
         let socket = socket(SocketFlags::NONBLOCK)?;
         with_address(folder, |address| rustix::net::bind(&socket, address))?;
         rustix::net::listen(&socket, ASKERS_MAX as i32)?;
-        Ok(Self {
+        Ok(Self::resume(socket))
+    }
+
+    /// Goes on with the socket of an earlier program of this process.
+    pub(super) fn resume(socket: OwnedFd) -> Self {
+        Self {
             socket,
             askers: Vec::new(),
             asked: 0,
-        })
+        }
     }
-}
 
-impl Takeover {
     /// Takes the socket away, at the keeper's end.
     pub(super) fn remove(&self, folder: &Path) {
         let _ = std::fs::remove_file(folder.join(SOCKET));
@@ -92,14 +92,14 @@ impl AsFd for Takeover {
 ///
 /// # Errors
 /// Where there is none, or it does not answer in time.
-pub(crate) fn ask(folder: &Path, question: Question) -> io::Result<(Answer, Option<OwnedFd>)> {
+pub(crate) fn ask(folder: &Path, question: Question) -> io::Result<Answer> {
     let socket = socket(SocketFlags::empty())?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     with_address(folder, |address| rustix::net::connect(&socket, address))?;
     packet::send(&socket, &question, &[])?;
     let answered = packet::receive(&socket, &mut Vec::new())?;
-    let (answer, fds) = answered.ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok((answer, fds.into_iter().next()))
+    let (answer, _) = answered.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(answer)
 }
 
 fn socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
@@ -158,30 +158,14 @@ impl Keeper {
     }
 
     fn answer(&self, asker: &OwnedFd, question: Question) -> io::Result<()> {
-        let state = self.state();
         let answer = Answer {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             state: state::VERSION,
             pid: rustix::process::getpid().as_raw_pid(),
-            jobs: state.jobs.len() as u32,
+            jobs: self.jobs.by_serial.len() as u32,
         };
         match question {
             Question::Version => packet::send(asker, &answer, &[]),
-            Question::State => {
-                let bytes = state.encode().map_err(io::Error::other)?;
-                packet::send(asker, &answer, &[sealed(&bytes)?.as_fd()])
-            }
         }
     }
-}
-
-/// A memfd with these bytes that nobody can change.
-fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memfd = rustix::fs::memfd_create("keeper state", flags)?;
-    let mut file = std::fs::File::from(memfd);
-    file.write_all(bytes)?;
-    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file.into())
 }

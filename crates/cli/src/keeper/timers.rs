@@ -35,6 +35,11 @@ impl<T: Copy + Ord + Hash> Timers<T> {
         }
     }
 
+    /// When a timer is due, if it is set.
+    pub(crate) fn at(&self, timer: T) -> Option<Instant> {
+        self.at.get(&timer).copied()
+    }
+
     /// Removes a timer.
     pub(crate) fn cancel(&mut self, timer: T) {
         if let Some(at) = self.at.remove(&timer) {
@@ -75,6 +80,7 @@ mod tests {
         timers.set_once('a', after(1));
         timers.set('x', after(7));
         timers.cancel('x');
+        assert_eq!((timers.at('c'), timers.at('x')), (Some(after(30)), None));
         assert_eq!(timers.wait(start), Some(Duration::from_millis(10)));
         assert_eq!(timers.due(after(9)), None);
         assert_eq!(timers.due(after(25)), Some('a'));

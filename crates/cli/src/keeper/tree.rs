@@ -140,6 +140,22 @@ impl Roots {
         }
     }
 
+    /// Goes on with what an earlier program of this process has seen.
+    pub(crate) fn remember(&mut self, seen: &[(i32, u64)]) {
+        let processes = seen.iter().filter_map(|&(pid, started)| {
+            let pid = Pid::from_raw(pid)?;
+            Some(Process { pid, started })
+        });
+        self.seen.extend(processes);
+    }
+
+    /// The processes that were seen to belong to the job: pid and start time.
+    pub(crate) fn seen(&self) -> Vec<(i32, u64)> {
+        let seen = self.seen.iter();
+        seen.map(|process| (process.pid.as_raw_pid(), process.started))
+            .collect()
+    }
+
     /// The main process has been reaped: its number may be another's soon.
     pub(crate) fn main_reaped(&mut self) {
         self.main_held = false;

@@ -24,27 +24,27 @@ fn configured(config: &str) -> Server {
     })
 }
 
-fn granted(server: &Server) -> Raw {
+pub(crate) fn granted(server: &Server) -> Raw {
     Raw::tls(server).granted(server)
 }
 
 /// A process that must end, and when it has.
-struct Watched(rustix::fd::OwnedFd);
+pub(crate) struct Watched(rustix::fd::OwnedFd);
 
 impl Watched {
-    fn new(pid: u32) -> Watched {
+    pub(crate) fn new(pid: u32) -> Watched {
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         let flags = rustix::process::PidfdFlags::empty();
         Watched(rustix::process::pidfd_open(pid, flags).unwrap())
     }
 
     /// Ends a process that nobody else would.
-    fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.0, rustix::process::Signal::KILL);
         self.ends();
     }
 
-    fn ends(&self) {
+    pub(crate) fn ends(&self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let patience = Timespec {
             tv_sec: 30,
@@ -56,15 +56,19 @@ impl Watched {
 }
 
 /// A client whose program has said the ids of its processes.
-struct Client {
+pub(crate) struct Client {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
 impl Client {
-    fn start(server: &Server, script: &str) -> Client {
+    pub(crate) fn start(server: &Server, script: &str) -> Client {
+        Client::start_with(server, &["-n"], script)
+    }
+
+    pub(crate) fn start_with(server: &Server, flags: &[&str], script: &str) -> Client {
         let mut child = server
-            .run(&["-n"], &["sh", "-c", script])
+            .run(flags, &["sh", "-c", script])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -73,14 +77,14 @@ impl Client {
         Client { child, lines }
     }
 
-    fn process(&mut self) -> Watched {
+    pub(crate) fn process(&mut self) -> Watched {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         Watched::new(line.trim().parse().unwrap())
     }
 
     /// Its exit status, and what it said on stderr.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         // Its output must be taken, or it could not end.
         std::io::copy(&mut self.lines, &mut std::io::sink()).unwrap();
         let mut said = String::new();
@@ -95,13 +99,13 @@ impl Client {
 }
 
 /// A job that does not end by itself and has a child that left its session.
-const TREE: &str = "echo $$; setsid sleep 1000 & echo $!; wait";
+pub(crate) const TREE: &str = "echo $$; setsid sleep 1000 & echo $!; wait";
 
 /// The jobs that the server has a record of.
-fn jobs(server: &Server) -> Vec<Value> {
+pub(crate) fn jobs(server: &Server) -> Vec<Value> {
     let target = server.target();
     let done = server
-        .command(&["jobs", "--all", "--json", &target])
+        .command(&["jobs", "--all", "--json", "--count", "10000", &target])
         .output()
         .unwrap();
     assert!(
@@ -115,12 +119,12 @@ fn jobs(server: &Server) -> Vec<Value> {
         .collect()
 }
 
-fn outcome(job: &Value) -> &str {
+pub(crate) fn outcome(job: &Value) -> &str {
     job["outcome"]["outcome"].as_str().unwrap_or("none")
 }
 
 /// Asks for the jobs until what is looked for is there.
-fn until_jobs(server: &Server, right: impl Fn(&[Value]) -> bool) {
+pub(crate) fn until_jobs(server: &Server, right: impl Fn(&[Value]) -> bool) {
     let mut seen = Vec::new();
     for _ in 0..500 {
         seen = jobs(server);

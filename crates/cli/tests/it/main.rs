@@ -20,3 +20,4 @@ mod stranger;
 mod terminal;
 mod tidy;
 mod units;
+mod upgrade;

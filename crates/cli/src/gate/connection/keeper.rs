@@ -60,6 +60,7 @@ impl Connection {
             | ToGate::Signature { .. }
             | ToGate::Adopt { .. }
             | ToGate::Reload { .. }
+            | ToGate::Retire
             | ToGate::Drain { .. } => {}
         }
     }

@@ -1,6 +1,5 @@
 //! The keeper's own life: beginning, reloading, draining, ending, and what the next one finds.
 
-use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use rustix::process::Signal;
 
 use super::roles::Options;
 use super::world::{Answer, World, job_id, lives, shell, spec, wait_gone};
-use crate::ipc::{Cause, Exited, JobSpec, RefuseCode, ToGate, ToKeeper, Tree};
+use crate::ipc::{Cause, Exited, RefuseCode, ToGate, ToKeeper, Tree};
 
 #[test]
 fn the_end_of_the_lifeline_ends_everything() {
@@ -216,43 +215,21 @@ pub(super) fn notify_socket(folder: &std::path::Path) -> UnixDatagram {
 }
 
 #[test]
-fn a_keeper_tells_a_successor_what_it_holds() {
-    use crate::keeper::state::{self, KeeperState};
+fn a_keeper_says_who_it_is() {
+    use crate::keeper::state;
     use crate::keeper::takeover::{Question, ask};
     let mut world = World::new();
-    let running = world.gate.run(JobSpec {
-        timeout_ms: Some(600_000),
-        ..spec(&["sleep", "1000"])
-    });
+    world.gate.run(spec(&["sleep", "1000"]));
     let over = world.gate.run(shell("exit 3"));
     world.gate.ended(over.id);
-    let (answer, _) = ask(&world.state(), Question::Version).unwrap();
+    let answer = ask(&world.state(), Question::Version).unwrap();
     assert_eq!(answer.pid, world.keeper().as_raw_pid());
     assert_eq!((answer.state, answer.jobs), (state::VERSION, 2));
-    let (_, memfd) = ask(&world.state(), Question::State).unwrap();
-    let mut bytes = Vec::new();
-    let mut file = std::fs::File::from(memfd.unwrap());
-    assert!(file.write_all(b"x").is_err(), "nobody may change it");
-    file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
-    let found = KeeperState::decode(&bytes).unwrap();
-    assert_eq!((found.generation, found.keeper.pid), (1, answer.pid));
-    let of = |id| {
-        found
-            .jobs
-            .iter()
-            .find(|job| job.snapshot.job == id)
-            .unwrap()
-    };
-    let job = of(running.id);
-    assert_eq!(job.snapshot.pid, running.pid.as_raw_pid());
-    assert!(job.started.is_some() && job.deadline_unix_ms.is_some());
-    assert_eq!(of(over.id).snapshot.ended.unwrap().0, Exited::Code(3));
     // Whoever says nothing, or nonsense, holds up nobody.
     let silent: Vec<_> = (0..20).map(|_| world.takeover_socket()).collect();
     let _ = rustix::net::send(&silent[0], b"nonsense", rustix::net::SendFlags::empty());
     world.gate.settle();
     drop(silent);
     world.gate.settle();
-    assert_eq!(ask(&world.state(), Question::Version).unwrap().0, answer);
+    assert_eq!(ask(&world.state(), Question::Version).unwrap(), answer);
 }

@@ -13,7 +13,7 @@ use crate::config::{GateConfig, ServerConfig};
 use crate::inherited;
 use crate::ipc::{DenyCode, Grant, JobSpec, packet};
 use crate::keeper::policy::{Account, Asked, Decision, Policy};
-use crate::keeper::{GateCommand, HostKeySigner, Setup};
+use crate::keeper::{Claim, GateCommand, HostKeySigner, Setup};
 
 pub(super) const ROLE: &str = "BOWLINE_TEST_ROLE";
 pub(super) const FOLDER: &str = "BOWLINE_TEST_FOLDER";
@@ -99,8 +99,18 @@ fn keeper(folder: &Path, options: &Options) -> i32 {
     let unix_name = format!("unix:{}", path.display());
     let reload_folder = folder.to_owned();
     let reload_options = options.clone();
+    let config_now = config(folder, options);
+    let claim = match Claim::new(&config_now) {
+        Ok(claim) => claim,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return 3;
+        }
+    };
     let setup = Setup {
-        config: config(folder, options),
+        config: config_now,
+        claim,
+        socket_files: Vec::new(),
         listeners: vec![(name, listener.into()), (unix_name, unix.into())],
         stdio: false,
         policy: Box::new(TestPolicy),

@@ -489,3 +489,25 @@ fn many_jobs_run_at_once() {
         assert_eq!(world.gate.ended(job.id).0, Exited::Code(0));
     }
 }
+
+/// A program that replaces the keeper's while a child has not executed its own yet
+/// has nothing of the child but the pipe on which it reports.
+#[test]
+fn a_child_of_an_earlier_program_reports_too() {
+    use crate::keeper::spawn::{Pending, Progress, Stacks, Stage};
+    use rustix::pipe::{PipeFlags, pipe_with};
+    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+    let (status, child) = pipe_with(flags).unwrap();
+    let mut pending = Pending::inherited(status, Vec::new());
+    assert_eq!(pending.progress(), Progress::Waiting);
+    drop(child);
+    assert_eq!(pending.progress(), Progress::Running);
+    Stacks::default().give_back(pending);
+    let (status, child) = pipe_with(flags).unwrap();
+    // The first program has read what went wrong, but not that the child is gone.
+    let mut pending = Pending::inherited(status, vec![2, 13, 0, 0, 0]);
+    assert_eq!(pending.progress(), Progress::Waiting);
+    assert_eq!(pending.report(), [2, 13, 0, 0, 0]);
+    drop(child);
+    assert_eq!(pending.progress(), Progress::Failed(Stage::Directory, 13));
+}
