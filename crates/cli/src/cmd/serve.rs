@@ -10,10 +10,10 @@ use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use anyhow::{Context as _, bail};
 use bowline::credentials::host_key::HostKey;
 use bowline::net::tls::{self, HostSigner};
 use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::config::ServerConfig;
 use crate::inherited;
@@ -80,7 +80,8 @@ pub(crate) fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
         unix_paths.made = files;
         listeners
     } else {
-        let listeners = listen_all(&config.listen, &mut unix_paths)?;
+        let left = claim.take_listeners();
+        let listeners = listen_all(&config.listen, &mut unix_paths, left)?;
         announce(&listeners);
         listeners
     };
@@ -171,9 +172,12 @@ fn gate_command(workers: u16, verbose: u8) -> anyhow::Result<GateCommand> {
 }
 
 /// The sockets that a service manager passed, or else those of the configuration.
+/// `left` are those of a server that died: whoever has connected to them
+/// meanwhile waits there. Those that are not wanted again are closed.
 fn listen_all(
     addresses: &[String],
     unix_paths: &mut UnixPaths,
+    mut left: Vec<(String, OwnedFd)>,
 ) -> anyhow::Result<Vec<(String, OwnedFd)>> {
     let passed = sd_notify::listen_fds().context("LISTEN_FDS")?;
     if passed.len() > 0 {
@@ -181,15 +185,25 @@ fn listen_all(
             .map(|number| activated(number).context("LISTEN_FDS"))
             .collect();
     }
-    let mut listeners = Vec::new();
+    let mut places = Vec::new();
     for address in addresses {
-        let opened = listen(address, unix_paths);
-        listeners.extend(opened.with_context(|| format!("cannot listen on {address}"))?);
+        let those = Place::of(address);
+        places.extend(those.with_context(|| format!("cannot listen on {address}"))?);
     }
-    if listeners.is_empty() {
+    if places.is_empty() {
         bail!("there is no address to listen on; name one with --listen");
     }
-    Ok(listeners)
+    let found: Vec<_> = places.iter().map(|place| place.find(&mut left)).collect();
+    // An address that is wanted may only now be free.
+    drop(left);
+    let opened = places.iter().zip(found).map(|(place, found)| {
+        let opened = match found {
+            Some(found) => place.keep(found, unix_paths),
+            None => place.listen(unix_paths),
+        };
+        opened.with_context(|| format!("cannot listen on {place}"))
+    });
+    opened.collect()
 }
 
 /// A socket that the service manager opened (sd_listen_fds(3)).
@@ -218,16 +232,79 @@ fn activated(number: i32) -> anyhow::Result<(String, OwnedFd)> {
     Ok((name, socket))
 }
 
-fn listen(address: &str, unix_paths: &mut UnixPaths) -> anyhow::Result<Vec<(String, OwnedFd)>> {
-    if let Some(path) = address.strip_prefix("unix:") {
-        let socket = unix_paths.listen(Path::new(path))?;
-        return Ok(vec![(address.to_owned(), socket)]);
+/// Where to listen.
+#[derive(Debug)]
+enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
-    let Some(place) = address.strip_prefix("tcp://") else {
-        bail!("an address is tcp://HOST:PORT or unix:PATH");
-    };
-    let addresses = place.to_socket_addrs()?;
-    addresses.map(|address| Ok(listen_tcp(address)?)).collect()
+}
+
+impl Place {
+    fn of(address: &str) -> anyhow::Result<Vec<Self>> {
+        if let Some(path) = address.strip_prefix("unix:") {
+            return Ok(vec![Self::Unix(path.into())]);
+        }
+        let Some(place) = address.strip_prefix("tcp://") else {
+            bail!("an address is tcp://HOST:PORT or unix:PATH");
+        };
+        Ok(place.to_socket_addrs()?.map(Self::Tcp).collect())
+    }
+
+    /// Takes the socket that listens here. The kernel is asked where that is: a
+    /// process has kept the sockets that reads the network.
+    fn find(&self, left: &mut Vec<(String, OwnedFd)>) -> Option<OwnedFd> {
+        let listens = |socket: &OwnedFd| {
+            sockopt::socket_acceptconn(socket) == Ok(true)
+                && sockopt::socket_type(socket) == Ok(SocketType::STREAM)
+                && rustix::io::ioctl_fionbio(socket, true).is_ok()
+        };
+        let found = |(_, socket): &(String, OwnedFd)| listens(socket) && self.is_of(socket);
+        let at = left.iter().position(found)?;
+        Some(left.swap_remove(at).1)
+    }
+
+    fn is_of(&self, socket: &OwnedFd) -> bool {
+        let Ok(name) = rustix::net::getsockname(socket) else {
+            return false;
+        };
+        match self {
+            // Port 0 is any port.
+            Self::Tcp(wanted) => SocketAddr::try_from(name).is_ok_and(|name| {
+                name.ip() == wanted.ip() && (wanted.port() == 0 || name.port() == wanted.port())
+            }),
+            Self::Unix(wanted) => SocketAddrUnix::try_from(name)
+                .is_ok_and(|name| name.path_bytes() == Some(wanted.as_os_str().as_bytes())),
+        }
+    }
+
+    /// Goes on with a socket of a server that died.
+    fn keep(&self, socket: OwnedFd, paths: &mut UnixPaths) -> anyhow::Result<(String, OwnedFd)> {
+        match self {
+            Self::Tcp(_) => {
+                let listener = TcpListener::from(socket);
+                Ok((tcp_name(&listener)?, listener.into()))
+            }
+            // Where somebody has removed its file nobody finds it any more.
+            Self::Unix(path) if paths.add(path).is_err() => self.listen(paths),
+            Self::Unix(_) => Ok((self.to_string(), socket)),
+        }
+    }
+
+    fn listen(&self, paths: &mut UnixPaths) -> anyhow::Result<(String, OwnedFd)> {
+        match self {
+            Self::Tcp(address) => Ok(listen_tcp(*address)?),
+            Self::Unix(path) => Ok((self.to_string(), paths.listen(path)?)),
+        }
+    }
 }
 
 fn listen_tcp(address: SocketAddr) -> io::Result<(String, OwnedFd)> {
@@ -278,18 +355,13 @@ impl UnixPaths {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
         let address = UnixAddr::from_pathname(path)?;
         let address = address.as_pathname().context("an address without a path")?;
-        let address = rustix::net::SocketAddrUnix::new(address)?;
+        let address = SocketAddrUnix::new(address)?;
         // Nobody may connect between bind and the mode that is meant.
         let before = rustix::process::umask(Mode::from_raw_mode(0o777));
         let bound = rustix::net::bind(&socket, &address);
         rustix::process::umask(before);
         bound?;
-        let meta = std::fs::symlink_metadata(path)?;
-        self.made.push(SocketFile {
-            path: path.to_owned(),
-            device: meta.dev(),
-            inode: meta.ino(),
-        });
+        self.add(path)?;
         let mode = if rustix::process::geteuid().is_root() {
             0o666
         } else {
@@ -298,6 +370,17 @@ impl UnixPaths {
         std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(socket)
+    }
+
+    /// Counts the socket at a path as this process's.
+    fn add(&mut self, path: &Path) -> io::Result<()> {
+        let meta = std::fs::symlink_metadata(path)?;
+        self.made.push(SocketFile {
+            path: path.to_owned(),
+            device: meta.dev(),
+            inode: meta.ino(),
+        });
+        Ok(())
     }
 }
 
@@ -366,10 +449,18 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"text");
     }
 
+    fn listen(
+        address: &str,
+        paths: &mut UnixPaths,
+        left: Vec<(String, OwnedFd)>,
+    ) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+        listen_all(&[address.to_owned()], paths, left)
+    }
+
     #[test]
     fn the_port_that_was_chosen_is_named() {
         let mut paths = UnixPaths::default();
-        let opened = listen("tcp://127.0.0.1:0", &mut paths).unwrap();
+        let opened = listen("tcp://127.0.0.1:0", &mut paths, Vec::new()).unwrap();
         let [(name, _socket)] = &opened[..] else {
             panic!("{opened:?}");
         };
@@ -377,8 +468,32 @@ mod tests {
         let address: SocketAddr = place.parse().unwrap();
         assert_ne!(address.port(), 0);
         std::net::TcpStream::connect(address).unwrap();
-        assert!(listen("127.0.0.1:0", &mut paths).is_err());
-        assert!(listen("tcp://127.0.0.1", &mut paths).is_err());
+        assert!(listen("127.0.0.1:0", &mut paths, Vec::new()).is_err());
+        assert!(listen("tcp://127.0.0.1", &mut paths, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn sockets_that_a_dead_server_left_are_used_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = format!("unix:{}", folder.path().join("socket").display());
+        let mut first = UnixPaths::default();
+        let wanted = ["tcp://127.0.0.1:0".to_owned(), unix.clone()];
+        let mut left = listen_all(&wanted, &mut first, Vec::new()).unwrap();
+        let name = left[0].0.clone();
+        // What only looks like a listening socket is none.
+        let pair = UnixStream::pair().unwrap();
+        left.insert(0, (name.clone(), pair.0.into()));
+        first.made.clear();
+        let mut paths = UnixPaths::default();
+        let wanted = ["tcp://127.0.0.1:0".to_owned(), unix.clone()];
+        let again = listen_all(&wanted, &mut paths, left).unwrap();
+        assert_eq!((&again[0].0, &again[1].0), (&name, &unix));
+        // Another address is opened once the old one is closed: here the same by another name.
+        let wanted = [name.replace("127.0.0.1", "0.0.0.0")];
+        let other = listen_all(&wanted, &mut paths, again).unwrap();
+        assert_eq!(other[0].0, wanted[0]);
+        drop(paths);
+        assert!(!folder.path().join("socket").exists());
     }
 
     #[test]

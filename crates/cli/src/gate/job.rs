@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 pub(super) use self::outcome::{Reaped, not_started};
-use crate::ipc::{Exited, JobSpec, Pty, Tree};
+use crate::ipc::{Exited, JobSpec, Pty, Stream as KeeperStream, Tree};
 
 /// Full frames of output in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
@@ -451,13 +451,37 @@ impl Job {
     }
 
     /// The keeper is gone: the status can never be known. What the program still
-    /// writes within `wait` is delivered; whether it goes on, nobody here can tell.
-    pub(super) fn orphan(&mut self, unix_ms: u64, wait: Duration) {
+    /// writes is delivered, for `wait` or else to its end; whether it goes on,
+    /// nobody here can tell.
+    pub(super) fn orphan(&mut self, unix_ms: u64, wait: Option<Duration>) {
         if self.reaped.is_none() {
-            self.wait_output = false;
+            self.wait_output = wait.is_none();
             let lost = Reaped::new(Exited::Lost, None, Tree::LeftAlone, unix_ms);
-            self.reaped(lost, wait);
+            self.reaped(lost, wait.unwrap_or_default());
         }
+    }
+
+    /// Copies of the ends of its streams that are open.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub(super) fn streams(&self) -> io::Result<Vec<(KeeperStream, OwnedFd)>> {
+        let stdin = self.stdin.pipe.as_ref().map(AsFd::as_fd);
+        let all = [
+            (KeeperStream::Stdin, stdin),
+            (
+                KeeperStream::Stdout,
+                self.stdout.pipe.as_ref().map(AsFd::as_fd),
+            ),
+            (
+                KeeperStream::Stderr,
+                self.stderr.pipe.as_ref().map(AsFd::as_fd),
+            ),
+        ];
+        let open = all.into_iter();
+        open.filter_map(|(stream, fd)| Some((stream, fd?)))
+            .map(|(stream, fd)| Ok((stream, fd.try_clone_to_owned()?)))
+            .collect()
     }
 
     /// The outcome, once the main process is reaped and its output is read.

@@ -14,7 +14,7 @@ use std::task::{Context, Waker};
 use bowline_proto::id::JobId;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::ipc::{ToGate, ToKeeper, packet};
 
@@ -25,8 +25,9 @@ pub(super) enum Letter {
     Keeper(ToGate, Vec<OwnedFd>),
     /// No more connections and jobs; end what is idle.
     Drain,
-    /// The keeper has died: nothing can be started, and no outcome will come.
-    KeeperGone,
+    /// The keeper has died: nothing can be started, and no outcome will come. To
+    /// be dropped once the connection has noted its jobs.
+    KeeperGone(Option<mpsc::Sender<()>>),
 }
 
 /// The letters of one connection.
@@ -72,12 +73,16 @@ pub(super) struct Link {
     jobs: RefCell<HashMap<JobId, Rc<Mail>>>,
     next_request: Cell<u64>,
     gone: Cell<bool>,
+    /// Shared by all that has yet to note that the keeper is gone.
+    noting: RefCell<Option<mpsc::Sender<()>>>,
 }
 
 impl Link {
+    /// `noting` is dropped when every connection has noted that the keeper is gone.
+    ///
     /// # Errors
     /// As fcntl(2) and epoll_ctl(2).
-    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(socket: OwnedFd, noting: mpsc::Sender<()>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self {
             socket: UnixDatagram::from_std(socket.into())?,
@@ -88,6 +93,7 @@ impl Link {
             jobs: RefCell::default(),
             next_request: Cell::new(0),
             gone: Cell::new(false),
+            noting: RefCell::new(Some(noting)),
         })
     }
 
@@ -95,7 +101,7 @@ impl Link {
     pub(super) fn open_box(&self, connection: u64) -> Rc<Mail> {
         let mail = Rc::new(Mail::default());
         if self.gone.get() {
-            mail.put(Letter::KeeperGone);
+            mail.put(Letter::KeeperGone(None));
         }
         self.connections
             .borrow_mut()
@@ -247,11 +253,17 @@ impl Link {
         }
     }
 
+    /// Whether the keeper has died.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
     fn keeper_gone(&self) {
         self.gone.set(true);
         self.requests.borrow_mut().clear();
+        let noting = self.noting.borrow_mut().take();
         for mail in self.connections.borrow().values() {
-            mail.put(Letter::KeeperGone);
+            mail.put(Letter::KeeperGone(noting.clone()));
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod confine;
 mod connection;
+mod estate;
 mod job;
 mod limits;
 mod link;
@@ -24,13 +25,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use bowline_proto::id::JobId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::GateConfig;
 use crate::inherited;
 use crate::ipc::{JobSnapshot, ToGate, packet};
+use estate::{Estate, Will};
 use limits::{Door, Limits};
 use record::{Keep, Recorder};
-use worker::Worker;
+use worker::{Lines, Worker};
 
 /// The first descriptor that the keeper passes.
 const FIRST_FD: i32 = 3;
@@ -50,6 +54,9 @@ struct Shared {
     live: Mutex<BTreeMap<JobId, Live>>,
     next_connection: AtomicU64,
     door: Door,
+    estate: Arc<Estate>,
+    /// Has every worker stop at once.
+    retire: CancellationToken,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,6 +83,7 @@ impl Shared {
 
     fn leave(&self, id: JobId) {
         lock(&self.live).remove(&id);
+        self.estate.release(id);
     }
 
     fn pid(&self, id: JobId) -> Option<i32> {
@@ -128,6 +136,9 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     };
     let (recorder, record_thread) = Recorder::start(&start.config.record_dir, keep)
         .with_context(|| format!("the record in {}", start.config.record_dir.display()))?;
+    let estate = Arc::new(Estate::new(start.will.take()));
+    let (noting, noted) = mpsc::channel(1);
+    let mut noted = Some(noted);
     let shared = Arc::new(Shared {
         config: Mutex::new(Arc::new(*start.config.clone())),
         recorder,
@@ -135,6 +146,8 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         // Connections of earlier gates keep their numbers.
         next_connection: AtomicU64::new(start.generation << 40),
         door: Door::new(Limits::from(&*start.config)),
+        estate: estate.clone(),
+        retire: CancellationToken::new(),
     });
     let mut threads = Vec::new();
     for (number, socket) in std::iter::once(first).chain(sockets).enumerate() {
@@ -143,13 +156,19 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         let listeners = start.listeners_for(number)?;
         let certificate = start.certificate.clone();
         let shared = shared.clone();
+        let lines = Lines {
+            socket,
+            signature,
+            noting: noting.clone(),
+            noted: noted.take(),
+        };
         let thread = std::thread::Builder::new()
             .name(format!("worker {number}"))
-            .spawn(move || Worker::run(shared, socket, signature, certificate, listeners))
+            .spawn(move || Worker::run(shared, lines, certificate, listeners))
             .context("a thread for a worker")?;
         threads.push(thread);
     }
-    drop(shared);
+    drop((shared, noting));
     start.listeners.clear();
     for thread in threads {
         match thread.join() {
@@ -160,6 +179,8 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     drop(held);
     // The last recorder is gone with the workers; what they recorded is written.
     let _ = record_thread.join();
+    // Whoever took over waits for this: nothing is written after it.
+    drop(estate);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -170,6 +191,7 @@ struct Welcome {
     listeners: Vec<(String, OwnedFd)>,
     stdio: Option<(OwnedFd, OwnedFd)>,
     generation: u64,
+    will: Option<Will>,
 }
 
 /// Where connections come from.
@@ -205,6 +227,7 @@ fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
         certificate,
         listeners,
         generation,
+        heirs,
     } = message
     else {
         anyhow::bail!("the keeper's first message is no welcome");
@@ -213,6 +236,7 @@ fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
         version == crate::ipc::messages::VERSION,
         "the keeper speaks version {version}"
     );
+    let socket = heirs.and_then(|owner| Some((owner, fds.pop()?)));
     let stdio = if listeners == ["stdio"] {
         let output = fds.pop().context("no stdout")?;
         Some((fds.pop().context("no stdin")?, output))
@@ -225,10 +249,25 @@ fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
         );
         None
     };
+    let listeners: Vec<_> = listeners.into_iter().zip(fds).collect();
+    let will = socket.map(|(owner, socket)| -> std::io::Result<Will> {
+        let copy =
+            |(address, socket): &(String, OwnedFd)| Ok((address.clone(), socket.try_clone()?));
+        let listeners = listeners
+            .iter()
+            .map(copy)
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Will {
+            socket,
+            owner,
+            listeners: Mutex::new(listeners),
+        })
+    });
     Ok(Welcome {
         config,
         certificate: certificate.into_vec(),
-        listeners: listeners.into_iter().zip(fds).collect(),
+        will: will.transpose()?,
+        listeners,
         stdio,
         generation,
     })

@@ -15,6 +15,7 @@ use bowline::net::tls::{self, HostSigner};
 use bowline_proto::id::JobId;
 use bowline_proto::message::Exit;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +57,17 @@ impl HostSigner for KeeperSigner {
     }
 }
 
+/// A worker's sockets to the keeper, and what it must do when those close.
+#[derive(Debug)]
+pub(super) struct Lines {
+    pub(super) socket: OwnedFd,
+    pub(super) signature: OwnedFd,
+    /// Dropped when every connection has noted that the keeper is gone.
+    pub(super) noting: mpsc::Sender<()>,
+    /// With the worker that waits for the next keeper: ends when all have noted it.
+    pub(super) noted: Option<mpsc::Receiver<()>>,
+}
+
 impl Worker {
     /// Serves until the keeper is gone or has it stop, and the last connection is over.
     ///
@@ -63,8 +75,7 @@ impl Worker {
     /// Where the runtime, the link or a listening socket cannot be used.
     pub(super) fn run(
         shared: Arc<Shared>,
-        socket: OwnedFd,
-        signature: OwnedFd,
+        lines: Lines,
         certificate: Vec<u8>,
         incoming: Incoming,
     ) -> anyhow::Result<()> {
@@ -73,24 +84,28 @@ impl Worker {
             .build()
             .context("a runtime")?;
         let _entered = runtime.enter();
-        let signer = Arc::new(KeeperSigner(Mutex::new(signature)));
+        let signer = Arc::new(KeeperSigner(Mutex::new(lines.signature)));
         let worker = Rc::new(Worker {
-            link: Link::new(socket).context("the link to the keeper")?,
+            link: Link::new(lines.socket, lines.noting).context("the link to the keeper")?,
             shared,
             tls: tls::server_config(certificate, signer).context("TLS")?,
         });
         worker.link.send(&ToKeeper::Ready {
             version: messages::VERSION,
         });
-        LocalSet::new().block_on(&runtime, worker.serve(incoming))
+        LocalSet::new().block_on(&runtime, worker.serve(incoming, lines.noted))
     }
 
     pub(super) fn config(&self) -> Arc<GateConfig> {
         lock(&self.shared.config).clone()
     }
 
-    async fn serve(self: Rc<Self>, incoming: Incoming) -> anyhow::Result<()> {
-        let (stop, retire) = (CancellationToken::new(), CancellationToken::new());
+    async fn serve(
+        self: Rc<Self>,
+        incoming: Incoming,
+        mut noted: Option<mpsc::Receiver<()>>,
+    ) -> anyhow::Result<()> {
+        let (stop, retire) = (CancellationToken::new(), &self.shared.retire);
         let mut tasks = JoinSet::new();
         match incoming {
             Incoming::Listeners(listeners) => {
@@ -104,9 +119,9 @@ impl Worker {
                 tasks.spawn_local(self.clone().stdio(input, output));
             }
         }
-        let link = self.link.run(|message, _fds| match message {
+        let link = self.link.run(|message, fds| match message {
             ToGate::Retire => retire.cancel(),
-            message => self.other(message, &stop),
+            message => self.other(message, fds, &stop),
         });
         let mut link = std::pin::pin!(link);
         let mut linked = true;
@@ -118,6 +133,13 @@ impl Worker {
                     linked = false;
                     stop.cancel();
                     result.context("the link to the keeper")?;
+                    if let Some(noted) = noted.take() {
+                        let worker = self.clone();
+                        tasks.spawn_local(async move {
+                            let shared = &worker.shared;
+                            shared.estate.bequeath(noted, &shared.retire).await;
+                        });
+                    }
                 }
                 ended = tasks.join_next() => match ended {
                     None => return Ok(()),
@@ -131,14 +153,14 @@ impl Worker {
     }
 
     /// What the keeper says that concerns no connection of this worker.
-    fn other(&self, message: ToGate, stop: &CancellationToken) {
+    fn other(&self, message: ToGate, fds: Vec<OwnedFd>, stop: &CancellationToken) {
         match message {
             ToGate::Drain { .. } => stop.cancel(),
             ToGate::Reload { config } => {
                 self.shared.door.set_limits(Limits::from(&*config));
                 *lock(&self.shared.config) = Arc::new(*config);
             }
-            ToGate::Adopt { snapshot } => self.adopt(&snapshot),
+            ToGate::Adopt { snapshot } => self.adopt(&snapshot, fds),
             ToGate::Ended {
                 job,
                 exited,
@@ -154,14 +176,15 @@ impl Worker {
     /// A job of a gate that is gone, and of its connection. Until jobs can be
     /// resumed its tree ends with it, unless the server itself cut the connection:
     /// then it goes on, and waits where its output fills its pipes.
-    fn adopt(&self, snapshot: &JobSnapshot) {
+    fn adopt(&self, snapshot: &JobSnapshot, fds: Vec<OwnedFd>) {
         self.shared.enter(snapshot.job, super::adopted(snapshot));
         if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
             let reaped = Reaped::new(exited, cause, tree, unix_ms);
             return self.over(snapshot.job, &reaped, Some(snapshot.started_unix_ms));
         }
         if snapshot.kept {
-            return;
+            let streams = snapshot.open.iter().copied().zip(fds);
+            return self.shared.estate.hold(snapshot.job, streams.collect());
         }
         tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
         self.link.send(&ToKeeper::End {

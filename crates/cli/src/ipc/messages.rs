@@ -96,6 +96,10 @@ pub enum ToGate {
         listeners: Vec<String>,
         /// How many times the gate was started; also a part of fresh ids.
         generation: u64,
+        /// The uid that the server runs as, if the gate is to stay when the
+        /// keeper dies. Then the socket on which the next keeper asks for the
+        /// jobs is passed behind the listening ones.
+        heirs: Option<u32>,
     },
     /// The answer to `Sign`; 64 bytes of Ed25519.
     Signature { signature: ByteBuf },
@@ -134,7 +138,7 @@ pub enum ToGate {
         tree: Tree,
         unix_ms: u64,
     },
-    /// A live job of an earlier gate, on the first worker's socket after
+    /// A job of an earlier gate, on the first worker's socket after
     /// `Welcome`. Beside it the descriptors as in `Started`, those that are
     /// still open.
     Adopt { snapshot: Box<JobSnapshot> },
@@ -145,6 +149,45 @@ pub enum ToGate {
     Retire,
     /// Stop accepting, let what runs end within the time, then close.
     Drain { deadline_ms: u64 },
+}
+
+/// What is asked over the socket in a server's state directory. The keeper
+/// answers while it lives; the gate that it leaves behind does after that.
+///
+/// Both sides may be of different versions, so these types stay as they are:
+/// what is new goes to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Who are you? Answered by an [`Answer`].
+    Version,
+    /// To the gate: everything that the dead keeper's jobs and clients need.
+    /// Answered by [`Bequest`]s, the last of them [`Bequest::End`].
+    HandOver,
+    /// To the gate: it is taken over; go. Answered by the end of the process.
+    Taken,
+}
+
+/// Who a keeper is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The version of bowline that it was built from.
+    pub software: String,
+    /// The version of its state.
+    pub state: u16,
+    pub pid: i32,
+    /// Jobs that are not released.
+    pub jobs: u32,
+}
+
+/// What a gate has kept for the next keeper, with the descriptors beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bequest {
+    /// A listening socket.
+    Listener { address: String },
+    /// The ends of a job's streams that are open, in this order.
+    Job { job: JobId, open: Vec<Stream> },
+    /// That was all.
+    End,
 }
 
 /// What a connection may do once it has been let in.

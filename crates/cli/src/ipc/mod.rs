@@ -10,6 +10,7 @@ pub mod messages;
 pub mod packet;
 
 pub use messages::{
-    Binding, Cause, DenyCode, Exited, Grant, GrantToken, Granted, JobSnapshot, JobSpec, NotStarted,
-    Pty, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream, ToGate, ToKeeper, Tree,
+    Answer, Bequest, Binding, Cause, DenyCode, Exited, Grant, GrantToken, Granted, JobSnapshot,
+    JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream,
+    ToGate, ToKeeper, Tree,
 };

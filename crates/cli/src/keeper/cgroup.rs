@@ -62,6 +62,8 @@ pub(crate) struct Cgroup {
     path: PathBuf,
     /// See [`Cgroup::kill`].
     killed: Cell<bool>,
+    /// A keeper that died made it, below a folder of its own.
+    foreign: bool,
 }
 
 impl Cgroups {
@@ -227,6 +229,7 @@ impl Cgroup {
                 folder,
                 path,
                 killed: Cell::new(false),
+                foreign: false,
             }),
             Err(error) => {
                 let _ = fs::remove_dir(&path);
@@ -241,6 +244,24 @@ impl Cgroup {
             folder: inherited::take(state.folder)?,
             path: state.path,
             killed: Cell::new(state.killed),
+            foreign: state.foreign,
+        })
+    }
+
+    /// The group that a keeper that died made for the job of this process.
+    pub(crate) fn of_process(process: Pid) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let of_process = format!("/proc/{}/cgroup", process.as_raw_pid());
+        let of_process = fs::read_to_string(of_process).ok()?;
+        // The job may have made groups inside its own.
+        let path = own_folders(&mounts, &of_process)
+            .find_map(|folder| folder.ancestors().find(is_of_a_job).map(Path::to_owned))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Some(Self {
+            folder: rustix::fs::open(&path, flags, Mode::empty()).ok()?,
+            path,
+            killed: Cell::new(false),
+            foreign: true,
         })
     }
 
@@ -250,6 +271,7 @@ impl Cgroup {
             folder: pass(self.folder.as_fd())?,
             path: self.path.clone(),
             killed: self.killed.get(),
+            foreign: self.foreign,
         })
     }
 
@@ -287,7 +309,7 @@ impl Cgroup {
     fn is_reusable(&self) -> bool {
         // Two links are the folder itself: a job of root may have made groups inside.
         let plain = || rustix::fs::fstat(&self.folder).is_ok_and(|stat| stat.st_nlink <= 2);
-        !self.killed.get() && self.is_empty() && plain()
+        !self.killed.get() && !self.foreign && self.is_empty() && plain()
     }
 
     /// Whether no process is in the group or below it.
@@ -321,7 +343,25 @@ impl Cgroup {
 
     fn remove(self) {
         remove_below(&self.path, DEPTH_MAX);
+        if let (true, Some(folder)) = (self.foreign, self.path.parent()) {
+            // With its last group.
+            let _ = fs::remove_dir(folder);
+        }
     }
+}
+
+/// Whether a keeper makes such a group for a job: `bowline-PID-N/job-M`.
+fn is_of_a_job(folder: &&Path) -> bool {
+    let name = |path: Option<&Path>| path?.file_name()?.to_str().map(str::to_owned);
+    let is_number = |text: &str| text.parse::<u64>().is_ok();
+    let job = name(Some(folder));
+    let keeper = name(folder.parent());
+    job.is_some_and(|name| name.strip_prefix("job-").is_some_and(is_number))
+        && keeper.is_some_and(|name| {
+            let numbers = name.strip_prefix(PREFIX);
+            let numbers = numbers.and_then(|numbers| numbers.split_once('-'));
+            numbers.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+        })
 }
 
 fn collect(folder: &Path, depth: u32, found: &mut Vec<Pid>) {
@@ -392,6 +432,16 @@ mod tests {
 31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 40 30 0:36 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw
 ";
+
+    #[test]
+    fn a_jobs_group_is_told_by_its_name() {
+        let is = |path: &str| is_of_a_job(&Path::new(path));
+        assert!(is("/sys/fs/cgroup/bowline-12-0/job-3"));
+        assert!(!is("/sys/fs/cgroup/bowline-12-0/job-3/inner"));
+        assert!(!is("/sys/fs/cgroup/bowline-12-0"));
+        assert!(!is("/sys/fs/cgroup/bowline-12/job-3"));
+        assert!(!is("/job-3"));
+    }
 
     #[test]
     fn a_folder_is_stale_when_its_keeper_is_gone_whatever_its_number() {

@@ -8,13 +8,13 @@ use bowline_proto::id::JobId;
 use nix::errno::Errno;
 use nix::sys::wait::{self as nix_wait, Id, WaitPidFlag};
 use rustix::event::epoll;
-use rustix::process::{Pid, Signal, WaitIdOptions, WaitIdStatus, WaitOptions};
+use rustix::process::{Pid, Signal, WaitIdStatus, WaitOptions};
 
 use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Jobs, Serial};
 use super::journal::{EndRecord, Record};
 use super::tree::Cookies;
-use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree, wait};
+use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree};
 use crate::clock::unix_ms;
 use crate::ipc::{Cause, Exited, Scope, Stream, ToGate, Tree};
 
@@ -92,12 +92,11 @@ impl Keeper {
         let Some(job) = self.jobs.get(serial) else {
             return self.failed_gone(serial);
         };
-        let Some(pidfd) = job.pidfd.as_ref() else {
+        if job.pidfd.is_none() {
             return;
-        };
+        }
         if job.cause.is_some() {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            if !matches!(wait(pidfd.as_fd(), options), Ok(None)) {
+            if job.main_has_ended() {
                 // Its tree ends first: while it is not reaped its number cannot be another's.
                 self.trees.gone.insert(serial);
             }
@@ -114,11 +113,13 @@ impl Keeper {
         let Some(pidfd) = job.pidfd.as_ref() else {
             return;
         };
+        if !job.main_has_ended() {
+            return;
+        }
         let exited = match reap(pidfd.as_fd()) {
-            Ok(None) => return,
-            Ok(Some(status)) => exited(&status),
-            // Somebody else has reaped it; nobody will ever know.
-            Err(_) => Exited::Lost,
+            Ok(Some(status)) if job.ours => exited(&status),
+            // It is somebody else's to reap; nobody here will ever know.
+            _ => Exited::Lost,
         };
         let _ = epoll::delete(&self.epoll, pidfd);
         job.pidfd = None;

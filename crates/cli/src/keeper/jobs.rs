@@ -13,11 +13,12 @@
 //! end of its input because a gate died.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
 use bowline_proto::id::JobId;
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitIdOptions};
 
 use super::Keeper;
 use super::cgroup::Cgroup;
@@ -62,7 +63,9 @@ pub(super) struct Job {
     /// Starts that wait for their answer.
     pub(super) requests: Vec<u64>,
     pub(super) pid: Pid,
-    /// Until the main process is reaped.
+    /// The main process is a child of this process, which can tell its status.
+    pub(super) ours: bool,
+    /// Until the main process is reaped, or has ended where it is not ours.
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) pipes: Pipes,
     pub(super) cgroup: Option<Cgroup>,
@@ -96,6 +99,15 @@ impl Pipes {
             Stream::Stdin => &mut self.stdin,
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// The same ends once more.
+    pub(super) fn shared(&self) -> Self {
+        Self {
+            stdin: self.stdin.clone(),
+            stdout: self.stdout.clone(),
+            stderr: self.stderr.clone(),
         }
     }
 
@@ -146,7 +158,7 @@ impl Jobs {
 
     /// The job whose main process has this number and is not reaped.
     pub(super) fn by_pid(&self, pid: Pid) -> Option<Serial> {
-        let has = |(_, job): &(&Serial, &Job)| job.pid == pid && job.pidfd.is_some();
+        let has = |(_, job): &(&Serial, &Job)| job.ours && job.pid == pid && job.pidfd.is_some();
         self.by_serial.iter().find(has).map(|(serial, _)| *serial)
     }
 
@@ -262,6 +274,7 @@ impl Job {
             worker: start.worker,
             requests: vec![start.request],
             pid: spawned.pid,
+            ours: true,
             pidfd: Some(spawned.pidfd),
             pipes,
             cgroup,
@@ -276,6 +289,9 @@ impl Job {
     pub(super) fn signal_group(&self, signal: Signal) {
         // A reaped process's number may be another's.
         let Some(pidfd) = &self.pidfd else { return };
+        if !self.ours && has_ended(pidfd) {
+            return;
+        }
         // What is typed at a terminal is for the program in front, so signals are too.
         if let Some(front) = self.terminal.as_ref().and_then(terminal::front)
             && rustix::process::kill_process_group(front, signal).is_ok()
@@ -286,6 +302,18 @@ impl Job {
         if rustix::process::kill_process_group(self.pid, signal).is_err() {
             let _ = rustix::process::pidfd_send_signal(pidfd, signal);
         }
+    }
+
+    /// Whether the main process has ended; it is reaped elsewhere.
+    pub(super) fn main_has_ended(&self) -> bool {
+        let Some(pidfd) = &self.pidfd else {
+            return true;
+        };
+        if !self.ours {
+            return has_ended(pidfd);
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(super::wait(pidfd.as_fd(), options), Ok(None))
     }
 
     fn snapshot(&self) -> (JobSnapshot, Vec<Rc<OwnedFd>>) {
@@ -308,6 +336,15 @@ impl Job {
         };
         (snapshot, fds)
     }
+}
+
+/// Whether a process has ended, whoever's child it is.
+pub(super) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let now = Timespec::default();
+    !matches!(
+        poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)),
+        Ok(0)
+    )
 }
 
 fn lost_snapshot(image: &JobImage) -> Option<JobSnapshot> {

@@ -106,6 +106,8 @@ pub(crate) struct JobImage {
 /// What the records so far amount to.
 #[derive(Debug, Default)]
 struct Image {
+    /// Who wrote last.
+    keeper: Option<KeeperRecord>,
     jobs: BTreeMap<JobId, JobImage>,
     recent: VecDeque<(u32, JobId)>,
     recent_set: HashSet<(u32, JobId)>,
@@ -214,6 +216,16 @@ impl Journal {
         self.image.jobs.get(&job)
     }
 
+    /// The keeper that wrote before this one, if there was one.
+    pub(crate) fn predecessor(&self) -> Option<&KeeperRecord> {
+        self.image.keeper.as_ref()
+    }
+
+    /// Who writes.
+    pub(crate) fn keeper(&self) -> &KeeperRecord {
+        &self.keeper
+    }
+
     /// The jobs that are over and remembered, the oldest first.
     pub(crate) fn recent(&self) -> impl Iterator<Item = (u32, JobId)> {
         self.image.recent.iter().copied()
@@ -243,7 +255,7 @@ impl Journal {
 impl Image {
     fn apply(&mut self, record: Record) {
         match record {
-            Record::Keeper(_) => {}
+            Record::Keeper(keeper) => self.keeper = Some(keeper),
             Record::Start(start) => {
                 let image = JobImage {
                     start,

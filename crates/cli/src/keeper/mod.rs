@@ -36,6 +36,7 @@ mod spawn;
 mod start;
 mod startup;
 pub(crate) mod state;
+mod strangers;
 mod successor;
 mod takeover;
 mod terminal;
@@ -313,14 +314,18 @@ impl Keeper {
     }
 
     fn welcome(&mut self) {
+        // What was started for one client ends with it.
+        let stays = !self.stdio && self.lifeline.is_none();
         let welcome = ToGate::Welcome {
             version: crate::ipc::messages::VERSION,
             config: Box::new(self.config.gate.clone()),
             certificate: self.host_key.certificate.clone().into(),
             listeners: self.listener_names(),
             generation: self.generation,
+            heirs: stays.then(|| rustix::process::geteuid().as_raw()),
         };
-        let fds: Vec<_> = self.listeners.iter().map(|(_, fd)| Rc::clone(fd)).collect();
+        let mut fds: Vec<_> = self.listeners.iter().map(|(_, fd)| Rc::clone(fd)).collect();
+        fds.extend(stays.then(|| self.takeover.shared()));
         self.send(0, &welcome, &fds);
         if self.stdio {
             // The session's end must be seen by its client when the gate closes it.

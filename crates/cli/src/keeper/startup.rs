@@ -22,12 +22,13 @@ use super::journal::{self, Journal, KeeperRecord};
 use super::program::Own;
 use super::spawn::{self, Ids, Image, Program};
 use super::state::{JobState, KeeperState, SocketFile};
-use super::takeover::{self, Question, Takeover};
+use super::takeover::{self, Estate, Takeover};
 use super::upgrade::OwnProgram;
 use super::{Cgroups, Keeper, Phase, Setup, Token, successor};
 use crate::clock::unix_ms;
 use crate::config::ServerConfig;
 use crate::inherited;
+use crate::ipc::Question;
 
 /// The accounts that the gate of a root keeper runs as, the first that exists.
 const GATE_USERS: [&str; 2] = ["bowline", "nobody"];
@@ -39,8 +40,12 @@ const UNLIMITED: u64 = u64::MAX;
 pub(crate) struct Claim {
     lock: OwnedFd,
     gate_ids: Option<Ids>,
+    own: Own,
+    nofile: u64,
     /// What an earlier program of this process has left.
     state: Option<KeeperState>,
+    /// What the gate of a keeper that died has kept.
+    estate: Option<Estate>,
 }
 
 impl Claim {
@@ -49,12 +54,22 @@ impl Claim {
     /// # Errors
     /// Where it cannot be made, is another user's, or another server uses it.
     pub(crate) fn new(config: &ServerConfig) -> anyhow::Result<Self> {
+        let own = own();
         let gate_ids = gate_ids(config)?;
         make_folders(config, gate_ids.as_ref())?;
+        let lock = lock(&config.state_dir)?;
+        let nofile = raise_nofile(own.nofile);
+        let estate = Estate::find(&config.state_dir).unwrap_or_else(|error| {
+            tracing::error!(%error, "the gate of a dead keeper does not hand over what it holds");
+            None
+        });
         Ok(Self {
-            lock: lock(&config.state_dir)?,
+            lock,
             gate_ids,
+            own,
+            nofile,
             state: None,
+            estate,
         })
     }
 
@@ -69,10 +84,14 @@ impl Claim {
         config.state_dir.clone_from(&state.state_dir);
         let gate_ids = gate_ids(config)?;
         make_folders(config, gate_ids.as_ref())?;
+        let own = successor::own(&state);
         Ok(Self {
             lock: inherited::take(state.lock).context("the lock")?,
             gate_ids,
+            nofile: raise_nofile(own.nofile),
+            own,
             state: Some(state),
+            estate: None,
         })
     }
 
@@ -88,6 +107,12 @@ impl Claim {
         let listeners = listeners.map(|(name, fd)| Ok((name, inherited::take(fd)?)));
         let files = std::mem::take(&mut state.socket_files);
         Ok(Some((listeners.collect::<io::Result<_>>()?, files)))
+    }
+
+    /// The sockets on which a keeper that died has listened.
+    pub(crate) fn take_listeners(&mut self) -> Vec<(String, OwnedFd)> {
+        let estate = self.estate.as_mut();
+        estate.map_or_else(Vec::new, |estate| std::mem::take(&mut estate.listeners))
     }
 
     /// The lifeline of the earlier program.
@@ -123,7 +148,6 @@ pub(crate) fn check_successor(number: RawFd, config: &mut ServerConfig) -> anyho
 
 /// What a keeper stands on: made anew, or taken over.
 struct Ground {
-    own: Own,
     cgroups: Cgroups,
     journal: Journal,
     takeover: Takeover,
@@ -138,7 +162,6 @@ impl Ground {
         let journal =
             journal.with_context(|| format!("cannot open the journal in {}", folder.display()))?;
         Ok(Self {
-            own: own(),
             cgroups: Cgroups::find(rustix::process::getpid()),
             journal,
             takeover: Takeover::listen(folder).context("the takeover socket")?,
@@ -153,7 +176,6 @@ impl Ground {
         let takeover = inherited::take(state.takeover).context("the takeover socket")?;
         tracing::info!(from = state.software, "taken over from an earlier program");
         Ok(Self {
-            own: successor::own(&state),
             cgroups: successor::cgroups(&state),
             journal: Journal::resume(&folder, record, state.journal, state.recent)
                 .with_context(|| format!("cannot write the journal in {}", folder.display()))?,
@@ -173,7 +195,6 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         None => Ground::fresh(&config.state_dir)?,
         Some(state) => Ground::inherited(state)?,
     };
-    let nofile = raise_nofile(ground.own.nofile);
     super::spawn::keep_children();
     let pid = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(pid)).context("cannot become the subreaper")?;
@@ -202,7 +223,7 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
             argv: setup.gate.argv,
             envp: setup.gate.envp,
             ids: claim.gate_ids,
-            nofile,
+            nofile: claim.nofile,
             workers: config.gate.workers.max(1),
         },
         gate: None,
@@ -218,7 +239,7 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         cgroups: ground.cgroups,
         stacks: Default::default(),
         timers: Default::default(),
-        own: ground.own,
+        own: claim.own,
         null: null.context("cannot open /dev/null")?,
         phase: Phase::Serving,
         buffer: Vec::new(),
@@ -231,7 +252,12 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
     } else {
         keeper.prove_cgroups();
     }
+    let estate = claim.estate;
+    keeper.take_over_strangers(estate.as_ref().map(|estate| &estate.jobs));
     keeper.record_lost();
+    if let Some(estate) = estate {
+        estate.relieve();
+    }
     Ok(keeper)
 }
 

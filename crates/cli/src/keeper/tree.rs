@@ -163,11 +163,13 @@ impl Roots {
 
     /// The living processes of the job.
     fn members(&mut self, look: &Look) -> Vec<Process> {
-        let main = self.main.as_raw_pid();
         let mut found: Vec<Process> = Vec::new();
         // A session's number is not given away while the session has members. Once the main
         // process is reaped, a process with its number is somebody else's leader.
-        if self.main_held || !look.taken.contains(&self.main) {
+        let main = self.main.as_raw_pid();
+        let main_lives = look.alive.get(&self.main);
+        let main_lives = main_lives.is_some_and(|process| self.seen.contains(process));
+        if self.main_held || main_lives || !look.taken.contains(&self.main) {
             found.extend(look.led.get(&main).into_iter().flatten());
             found.extend(look.alive.get(&self.main));
             found.extend(look.children.get(&main).into_iter().flatten());
@@ -305,6 +307,19 @@ pub(crate) fn dead_children() -> Vec<Pid> {
     let own = rustix::process::getpid().as_raw_pid();
     let ours = processes().filter(|stat| stat.dead && stat.parent == own);
     ours.map(|stat| stat.process.pid).collect()
+}
+
+/// The living processes that carry each job's cookie, the oldest first.
+pub(crate) fn carrying(cookies: &mut Cookies) -> HashMap<JobId, Vec<(Pid, u64)>> {
+    let look = Look::now(cookies);
+    let named = look.carrying.into_iter().map(|(job, mut processes)| {
+        processes.sort_by_key(|process| (process.started, process.pid.as_raw_pid()));
+        let named = processes
+            .iter()
+            .map(|process| (process.pid, process.started));
+        (job, named.collect())
+    });
+    named.collect()
 }
 
 /// When a process was started, in clock ticks since the boot.

@@ -3,6 +3,7 @@
 mod cp;
 mod faults;
 mod hostile;
+mod keeper_death;
 mod lifecycle;
 mod openssh;
 mod policy;

@@ -79,6 +79,30 @@ impl Server {
         self.pin();
     }
 
+    /// The same with these in place of the addresses to listen on.
+    pub(crate) fn restart_with(&mut self, listen: &[&str]) {
+        self.child.wait().unwrap();
+        let mut command = Command::new(self.command.get_program());
+        let mut given = self.command.get_args();
+        while let Some(argument) = given.next() {
+            if argument == "--listen" {
+                given.next();
+            } else {
+                command.arg(argument);
+            }
+        }
+        command.args(listen);
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.command = command;
+        (self.child, self.addresses) = launch(&mut self.command);
+        self.pin();
+    }
+
     /// Has the test's home know the server's host key, as `bowline trust` would.
     fn pin(&self) {
         let Some(port) = self.port() else { return };

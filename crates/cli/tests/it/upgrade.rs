@@ -129,17 +129,17 @@ fn count() -> u64 {
 }
 
 /// A pipe with a name: whoever reads it waits until the test opens it.
-struct Signal(PathBuf);
+pub(crate) struct Signal(pub(crate) PathBuf);
 
 impl Signal {
-    fn new(server: &Server, name: &str) -> Signal {
+    pub(crate) fn new(server: &Server, name: &str) -> Signal {
         let path = server.dir().join(name);
         let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o644));
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
         Signal(path)
     }
 
-    fn give(&self) {
+    pub(crate) fn give(&self) {
         drop(std::fs::File::options().write(true).open(&self.0).unwrap());
     }
 }

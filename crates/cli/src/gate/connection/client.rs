@@ -12,6 +12,7 @@ use bowline_proto::session::{Event, ServerEvent, SessionError, Step};
 use super::super::job::Job;
 use super::super::record::Asked;
 use super::super::{Live, spec};
+use super::keeper::KEEPER_GONE;
 use super::{Authenticated, Connection, EARLY_SIGNALS_MAX, Phase, Shown, order, refused};
 use crate::clock::unix_ms;
 use crate::ipc::ToKeeper;
@@ -219,6 +220,9 @@ impl Connection {
         payload: &[u8],
     ) -> Result<(), (&'static str, &'static str)> {
         let config = self.worker.config();
+        if self.worker.link.is_gone() {
+            return Err(("keeper_gone", KEEPER_GONE));
+        }
         if self.draining {
             return Err(("draining", "the server is stopping"));
         }

@@ -8,6 +8,7 @@ use bowline_proto::message::{Bye, Refused};
 use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::Outbox;
 
+use super::super::job::Job;
 use super::{CLOSING, Connection, Phase, Shown};
 use crate::ipc::{Cause, ToKeeper};
 
@@ -176,23 +177,35 @@ impl Connection {
     }
 
     pub(super) fn end_jobs(&mut self) {
-        let never_started: Vec<u32> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| !job.is_known_to_keeper())
-            .map(|(channel, _)| *channel)
-            .collect();
-        for channel in never_started {
-            let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
-            self.finish(Channel(channel), outcome);
+        let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
+        self.finish_unasked(&outcome);
+        self.jobs.values_mut().for_each(Job::abandon);
+        if self.worker.link.is_gone() && self.worker.shared.estate.stays() {
+            // Nobody could end them; they wait for the next keeper.
+            return self.jobs.clear();
         }
-        for job in self.jobs.values_mut() {
-            job.abandon();
+        for job in self.jobs.values() {
             self.worker.link.send(&ToKeeper::End {
                 job: job.id,
                 cause: Cause::Disconnected,
                 first: rustix::process::Signal::HUP.as_raw(),
             });
+        }
+    }
+
+    /// Ends what the keeper was not asked for yet.
+    pub(super) fn refuse_unasked(&mut self, code: &str, message: &str) {
+        self.finish_unasked(&Outcome::failed(Happened::Refused, code, message));
+    }
+
+    fn finish_unasked(&mut self, outcome: &Outcome) {
+        let unasked = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| !job.is_known_to_keeper());
+        let unasked: Vec<u32> = unasked.map(|(channel, _)| *channel).collect();
+        for channel in unasked {
+            self.finish(Channel(channel), outcome.clone());
         }
     }
 }

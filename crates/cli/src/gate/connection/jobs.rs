@@ -83,6 +83,8 @@ impl Connection {
                 let turn = job.pump(cx, session, channel);
                 progress |= turn.progress;
                 if turn.close_stdin {
+                    let shared = &self.worker.shared;
+                    shared.estate.close(job.id, KeeperStream::Stdin);
                     self.worker.link.send(&ToKeeper::CloseStream {
                         job: job.id,
                         stream: KeeperStream::Stdin,

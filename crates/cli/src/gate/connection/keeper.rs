@@ -25,7 +25,10 @@ impl Connection {
                     self.draining = true;
                     self.leave_if_idle();
                 }
-                Letter::KeeperGone => self.keeper_gone(),
+                Letter::KeeperGone(noting) => {
+                    self.keeper_gone();
+                    drop(noting);
+                }
             }
         }
         any
@@ -107,14 +110,26 @@ impl Connection {
 
     pub(super) fn keeper_gone(&mut self) {
         let now = unix_ms();
+        let estate = self.worker.shared.estate.clone();
+        // Where the gate stays, a program is heard to the end of its output.
         let wait = Duration::from_millis(self.worker.config().output_wait_ms);
+        let wait = (!estate.stays()).then_some(wait);
+        self.refuse_unasked("keeper_gone", KEEPER_GONE);
         for job in self.jobs.values_mut() {
             job.orphan(now, wait);
+            match job.streams() {
+                Ok(streams) => estate.hold(job.id, streams),
+                Err(error) => tracing::error!(job = %job.id, %error, "its streams are not kept"),
+            }
         }
         self.draining = true;
         match self.phase {
-            Phase::Deciding(_) => self.refuse("keeper_gone", "the server is restarting; try again"),
+            Phase::Deciding(_) => self.refuse("keeper_gone", KEEPER_GONE),
+            Phase::Open(..) if self.jobs.is_empty() => self.leave("keeper_gone", KEEPER_GONE),
             _ => self.leave_if_idle(),
         }
     }
 }
+
+/// What a client is told that asks for something while there is no keeper.
+pub(super) const KEEPER_GONE: &str = "the server is restarting; try again";

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::roles::Options;
 use super::world::{Answer, World, job_id, lives, shell, spec, wait_gone};
-use crate::ipc::{Cause, Exited, RefuseCode, ToGate, ToKeeper, Tree};
+use crate::ipc::{Cause, Exited, JobSpec, RefuseCode, ToGate, ToKeeper};
 
 #[test]
 fn the_end_of_the_lifeline_ends_everything() {
@@ -119,11 +119,20 @@ fn two_keepers_do_not_share_a_state_directory() {
 }
 
 #[test]
-fn jobs_of_a_killed_keeper_are_lost_and_said_to_be() {
+fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
     let mut world = World::new();
-    let running = world.gate.run(spec(&["sleep", "1000"]));
+    let polite = "trap 'exit 0' USR1; echo up; while :; do sleep 1000 & wait; done";
+    let running = world.gate.run(shell(polite));
+    assert_eq!(running.line(), "up");
+    let tree = world.gate.run(shell("setsid sleep 1000 & echo $!; wait"));
+    let left = rustix::process::Pid::from_raw(tree.line().parse().unwrap()).unwrap();
+    let timed = world.gate.run(JobSpec {
+        timeout_ms: Some(1_000),
+        ..spec(&["sleep", "1000"])
+    });
     let over = world.gate.run(shell("exit 3"));
     world.gate.ended(over.id);
+    let gone = world.gate.run(spec(&["sleep", "1000"]));
     let released = world.gate.run(spec(&["true"]));
     world.gate.ended(released.id);
     world.gate.tell(ToKeeper::Released { job: released.id });
@@ -131,30 +140,49 @@ fn jobs_of_a_killed_keeper_are_lost_and_said_to_be() {
     let gate = world.gate.pid;
     world.signal(Signal::KILL);
     world.wait();
-    // The job is not hurt by the death of the keeper: the gate holds its pipes.
+    // The jobs are not hurt by the death of the keeper: the gate holds their pipes.
     assert!(lives(running.pid) && lives(gate));
+    rustix::process::kill_process(gone.pid, Signal::KILL).unwrap();
+    wait_gone(gone.pid);
     world.restart();
-    world.gate.adopt(2);
+    world.gate.adopt(5);
     let adopted = std::mem::take(&mut world.gate.adopted);
     let of = |id| {
         let found = adopted.iter().find(|(snapshot, _)| snapshot.job == id);
         let (snapshot, fds) = found.unwrap();
         assert!(fds.is_empty() && snapshot.open.is_empty());
-        snapshot.ended.unwrap()
+        snapshot
     };
-    assert_eq!(of(running.id).0, Exited::Lost);
-    assert_eq!(
-        (of(over.id).0, of(over.id).2),
-        (Exited::Code(3), Tree::LeftAlone)
-    );
-    // Neither of them starts again, released or not.
+    for job in [&running, &tree, &timed] {
+        let snapshot = of(job.id);
+        assert_eq!((snapshot.pid, snapshot.ended), (job.pid.as_raw_pid(), None));
+        assert!(snapshot.kept);
+    }
+    assert_eq!(of(gone.id).ended.unwrap().0, Exited::Lost);
+    assert_eq!(of(over.id).ended.unwrap().0, Exited::Code(3));
+    // None of them starts again, released or not.
     let refused = |answer| matches!(answer, Answer::Refused(RefuseCode::DuplicateJob));
-    for id in [running.id, over.id, released.id] {
+    for id in [running.id, gone.id, over.id, released.id] {
         assert!(refused(world.gate.start_as("", id, spec(&["true"]))));
         world.gate.tell(ToKeeper::Released { job: id });
         assert!(refused(world.gate.start_as("", id, spec(&["true"]))));
     }
-    rustix::process::kill_process(running.pid, Signal::KILL).unwrap();
+    // They are signalled, timed and ended, and nobody says how they ended.
+    let (scope, signal) = (crate::ipc::Scope::Group, Signal::USR1.as_raw());
+    world.gate.tell(ToKeeper::Signal {
+        job: running.id,
+        signal,
+        scope,
+    });
+    assert_eq!(world.gate.ended(running.id).0, Exited::Lost);
+    let (exited, cause, _) = world.gate.ended(timed.id);
+    assert_eq!((exited, cause), (Exited::Lost, Some(Cause::TimedOut)));
+    world.gate.end(tree.id, Cause::Cancelled(15), Signal::TERM);
+    assert_eq!(world.gate.ended(tree.id).0, Exited::Lost);
+    wait_gone(left);
+    for id in [running.id, timed.id, tree.id] {
+        world.gate.tell(ToKeeper::Released { job: id });
+    }
     world.gate.settle();
     world.cut();
     world.restart();
@@ -216,8 +244,9 @@ pub(super) fn notify_socket(folder: &std::path::Path) -> UnixDatagram {
 
 #[test]
 fn a_keeper_says_who_it_is() {
+    use crate::ipc::Question;
     use crate::keeper::state;
-    use crate::keeper::takeover::{Question, ask};
+    use crate::keeper::takeover::ask;
     let mut world = World::new();
     world.gate.run(spec(&["sleep", "1000"]));
     let over = world.gate.run(shell("exit 3"));
