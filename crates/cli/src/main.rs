@@ -103,6 +103,18 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
+    if flags.stdio && !flags.check {
+        match cmd::session::serve(flags, verbose) {
+            Err(error) if flags.state_dir.is_none() => {
+                let error = exit::chain(error.as_ref());
+                tracing::warn!(
+                    error,
+                    "the server ends with this session, and its jobs with it"
+                );
+            }
+            served => return served,
+        }
+    }
     let mut config = config::ServerConfig::load(flags)?;
     if let (true, Some(state)) = (flags.check, flags.successor) {
         keeper::check_successor(state, &mut config)?;

@@ -9,5 +9,6 @@ pub(crate) mod kill;
 pub(crate) mod ping;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod session;
 pub(crate) mod shell;
 pub(crate) mod trust;

@@ -60,6 +60,10 @@ pub(crate) struct Serve {
 /// Where an address, the host key or the state directory cannot be used.
 pub(crate) fn serve(serve: Serve) -> anyhow::Result<ExitCode> {
     let mut config = serve.config;
+    if config.until_idle_ms.is_some() {
+        // Whoever started it may leave, and its terminal with it.
+        let _ = rustix::process::setsid();
+    }
     let host_key = host_key(&config.host_key)?;
     let mut claim = match serve.successor {
         None => Claim::new(&config)?,

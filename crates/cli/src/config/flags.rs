@@ -1,6 +1,7 @@
 //! The flags of `bowline serve`. A flag replaces what the file says.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The flags of `bowline serve`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -26,12 +27,15 @@ pub(crate) struct ServeFlags {
     /// Check the configuration, print what is in force, and leave
     #[arg(long)]
     pub(crate) check: bool,
-    /// Serve one session on standard input and output
+    /// Serve a session on standard input and output, by a server of this user that stays while it has jobs
     #[arg(long, conflicts_with = "listen")]
     pub(crate) stdio: bool,
     /// End when standard input does; serve this account alone, read no file
     #[arg(long, hide = true, conflicts_with_all = ["stdio", "config"])]
     pub(crate) lifeline: bool,
+    /// End when nobody was connected and nothing ran for this time; serve this account alone
+    #[arg(long, value_name = "TIME", hide = true, value_parser = crate::duration::parse)]
+    pub(crate) until_idle: Option<Duration>,
     /// Go on with what an earlier program of this process has left in this descriptor
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) successor: Option<i32>,

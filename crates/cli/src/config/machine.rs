@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use super::ConfigError;
 
 /// sshd's own Ed25519 key, which clients may know already.
@@ -20,6 +22,8 @@ pub(super) struct Machine {
     pub(super) state_dir: PathBuf,
     /// Where short-lived sessions keep their state.
     pub(super) runtime_dir: PathBuf,
+    /// Where a server for sessions may keep its state, the best first.
+    pub(super) session_dirs: Vec<PathBuf>,
     /// sshd's key, if there is one that may be used.
     pub(super) ssh_host_key: Option<PathBuf>,
     /// The kernel has IPv6.
@@ -27,6 +31,12 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Whether the state folder is there to be written to, or can be made.
+    pub(super) fn keeps_state(&self) -> bool {
+        let there = self.state_dir.ancestors().find(|folder| folder.exists());
+        there.is_some_and(|folder| rustix::fs::access(folder, Access::WRITE_OK).is_ok())
+    }
+
     /// Looks at this machine.
     ///
     /// # Errors
@@ -48,6 +58,7 @@ impl Machine {
                 config_dir: PathBuf::from("/etc/bowline"),
                 state_dir: PathBuf::from("/var/lib/bowline"),
                 runtime_dir: PathBuf::from("/run"),
+                session_dirs: vec![PathBuf::from("/run/bowline-ssh")],
                 ssh_host_key: std::fs::File::open(&ssh_host_key)
                     .ok()
                     .map(|_| ssh_host_key),
@@ -60,14 +71,30 @@ impl Machine {
                 .unwrap_or_else(|| home.join(default))
                 .join("bowline")
         };
+        let state_dir = below("XDG_STATE_HOME", ".local/state");
+        // Several machines may share a home. The folder of the login session is the second choice:
+        // it is removed with the last login, which jobs are to outlive.
+        let machine_name = rustix::system::uname();
+        let machine_name = machine_name.nodename().to_string_lossy().replace('/', "_");
+        let mut session_dirs = vec![state_dir.join(format!("ssh-{machine_name}"))];
+        session_dirs.extend(folder("XDG_RUNTIME_DIR").map(|folder| folder.join("bowline-ssh")));
         Ok(Self {
             root,
             config_dir: below("XDG_CONFIG_HOME", ".config"),
-            state_dir: below("XDG_STATE_HOME", ".local/state"),
+            state_dir,
+            session_dirs,
             runtime_dir,
             ssh_host_key: None,
             ipv6,
             home,
         })
     }
+}
+
+/// The folders in which this user's server for sessions may be, the best first.
+///
+/// # Errors
+/// As [`Machine::this`].
+pub(crate) fn session_dirs() -> Result<Vec<PathBuf>, ConfigError> {
+    Ok(Machine::this()?.session_dirs)
 }

@@ -17,4 +17,5 @@ pub(crate) use client::{ClientConfig, HostSettings, Trust};
 pub(crate) use file::ConfigError;
 pub(crate) use flags::ServeFlags;
 pub(crate) use gate::GateConfig;
+pub(crate) use machine::session_dirs;
 pub(crate) use server::{DEFAULT_PORT, ServerConfig};

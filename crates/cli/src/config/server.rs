@@ -47,6 +47,8 @@ pub(crate) struct ServerConfig {
     pub(crate) kill_grace_ms: u64,
     /// How long SIGTERM lets running jobs go on.
     pub(crate) drain_ms: u64,
+    /// The server ends when it was not needed for this time.
+    pub(crate) until_idle_ms: Option<u64>,
     /// The gate's part.
     pub(crate) gate: GateConfig,
 }
@@ -148,7 +150,7 @@ impl ServerConfig {
             &flags.authorized_keys,
             file.authorized_keys,
         )?;
-        let one_session = flags.stdio || flags.lifeline;
+        let for_one = flags.stdio || flags.lifeline || flags.until_idle.is_some();
         let state_dir = match path("state_dir", &flags.state_dir, file.state_dir)? {
             Some(dir) if !flags.stdio || flags.state_dir.is_some() => dir,
             // Another server may hold the usual folder, and other sessions theirs.
@@ -158,7 +160,8 @@ impl ServerConfig {
         let record_dir = absolute_or(file.record.dir.clone(), "record.dir", machine, || {
             // What ran over stdio stays on the record when the session's folder is gone. Root's gate
             // is somebody else, who cannot reach the usual folder unless a server has made it.
-            match flags.stdio && flags.state_dir.is_none() && !machine.root {
+            let stays = flags.stdio && flags.state_dir.is_none() && !machine.root;
+            match stays && machine.keeps_state() {
                 true => machine.state_dir.join("record"),
                 false => state_dir.join("record"),
             }
@@ -178,7 +181,7 @@ impl ServerConfig {
                 .unwrap_or(!machine.root && grants.is_none())
                 && flags.authorized_keys.is_none(),
             authorized_keys: grants.unwrap_or_else(|| default_grants(machine)),
-            own_user_only: !machine.root || one_session || file.own_user_only.unwrap_or(false),
+            own_user_only: !machine.root || for_one || file.own_user_only.unwrap_or(false),
             allow_users: match flags.allow_user.is_empty() {
                 true => file.allow_users.unwrap_or_default(),
                 false => flags.allow_user.clone(),
@@ -189,6 +192,9 @@ impl ServerConfig {
             jobs_max: number("limits.jobs_max", file.limits.jobs_max, 10_000)?,
             kill_grace_ms: file.kill_grace.map_or(5_000, |time| time.0),
             drain_ms: file.drain.map_or(30_000, |time| time.0),
+            until_idle_ms: flags
+                .until_idle
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             gate: gate(&file.limits, &file.record, record_dir, flags.workers)?,
             state_dir,
         })

@@ -11,6 +11,7 @@ fn machine(root: bool) -> Machine {
             config_dir: below("/etc/bowline"),
             state_dir: below("/var/lib/bowline"),
             runtime_dir: below("/run"),
+            session_dirs: Vec::new(),
             ssh_host_key: Some(below("/etc/ssh/ssh_host_ed25519_key")),
             ipv6: true,
         },
@@ -20,6 +21,7 @@ fn machine(root: bool) -> Machine {
             config_dir: below("/home/ann/.config/bowline"),
             state_dir: below("/home/ann/.local/state/bowline"),
             runtime_dir: below("/run/user/1000"),
+            session_dirs: Vec::new(),
             ssh_host_key: None,
             ipv6: true,
         },
@@ -161,6 +163,13 @@ fn one_session_serves_its_own_account_in_a_folder_of_its_own() {
         ..ServeFlags::default()
     };
     assert!(merged("", &lifeline, true).unwrap().own_user_only);
+    let until_idle = ServeFlags {
+        until_idle: Some(std::time::Duration::from_millis(1500)),
+        ..ServeFlags::default()
+    };
+    let config = merged("allow_users = [\"ann\"]", &until_idle, true).unwrap();
+    assert!(config.own_user_only);
+    assert_eq!(config.until_idle_ms, Some(1500));
 }
 
 #[test]

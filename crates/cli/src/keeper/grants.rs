@@ -68,6 +68,11 @@ impl Grants {
         (entry.connection == connection).then(|| Rc::clone(&entry.decision))
     }
 
+    /// Whether nobody is let in at present.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_token.is_empty()
+    }
+
     /// The connection is gone.
     pub(crate) fn disconnected(&mut self, connection: u64) {
         if let Some(token) = self.by_connection.remove(&connection) {
@@ -123,7 +128,9 @@ mod tests {
         grants.disconnected(1);
         assert!(grants.check(again, 1).is_none());
         assert!(grants.check(two, 2).is_some());
+        assert!(!grants.is_empty());
         grants.clear();
+        assert!(grants.is_empty());
         assert!(grants.check(two, 2).is_none());
     }
 }

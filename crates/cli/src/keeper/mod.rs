@@ -22,6 +22,7 @@ mod environment;
 mod gate;
 mod grant_file;
 mod grants;
+mod idle;
 mod jobs;
 mod journal;
 mod local_time;
@@ -61,6 +62,7 @@ use self::cgroup::Cgroups;
 use self::end::TreeWork;
 use self::gate::{Gate, GateProgram};
 use self::grants::Grants;
+pub(crate) use self::idle::SESSIONS;
 use self::jobs::{Jobs, Serial};
 use self::journal::Journal;
 use self::policy::Policy;
@@ -70,6 +72,7 @@ use self::spawn::{Progress, Stacks};
 pub(crate) use self::startup::{Claim, check_successor};
 use self::state::SocketFile;
 use self::takeover::Takeover;
+pub(crate) use self::takeover::is_served;
 use self::timers::Timers;
 use self::tree::Cookies;
 pub(crate) use self::upgrade::READY as SUCCESSOR_READY;
@@ -159,6 +162,7 @@ enum Timer {
     DrainOver,
     KillGate,
     CandidateOver,
+    Idle,
 }
 
 /// Everything the thread owns.
@@ -199,6 +203,8 @@ struct Keeper {
     buffer: Vec<u8>,
     /// Held, so that no second keeper uses the state directory.
     lock: OwnedFd,
+    /// That no session comes any more; see `idle`.
+    sessions: Option<std::fs::File>,
 }
 
 /// Events taken from epoll at once.
@@ -217,6 +223,7 @@ const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
 impl Keeper {
     fn run(mut self) -> anyhow::Result<ExitCode> {
         self.start_gate();
+        self.check_idle();
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
             let wait = self.timers.wait(Instant::now());
@@ -236,6 +243,7 @@ impl Keeper {
                 self.fire(timer);
             }
             self.settle_trees();
+            self.check_idle();
             if self.is_finished() {
                 return Ok(self.finish());
             }
@@ -270,6 +278,7 @@ impl Keeper {
             Timer::DrainOver => self.drain_over(),
             Timer::KillGate => self.kill_gate(),
             Timer::CandidateOver => self.candidate_over(),
+            Timer::Idle => self.idle_over(),
         }
     }
 

@@ -45,7 +45,7 @@ impl Keeper {
     }
 
     /// Nothing new begins; running jobs have `drain_ms` to end.
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         tracing::info!(
             drain_ms = self.config.drain_ms,
             "stopping when the running jobs have ended"

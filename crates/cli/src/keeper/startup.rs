@@ -245,6 +245,7 @@ pub(super) fn begin(setup: Setup) -> anyhow::Result<Keeper> {
         buffer: Vec::new(),
         config,
         lock: claim.lock,
+        sessions: None,
     };
     keeper.watch_own().context("epoll")?;
     if is_successor {

@@ -98,6 +98,15 @@ pub(crate) fn ask(folder: &Path, question: Question) -> io::Result<Answer> {
     Ok(answer)
 }
 
+/// Whether a keeper uses the state directory. The gate of a dead one says no to
+/// this; whoever does not answer in time lives and is slow.
+pub(crate) fn is_served(folder: &Path) -> bool {
+    match ask(folder, Question::Version) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
 /// What the gate of a dead keeper has handed over.
 #[derive(Debug)]
 pub(super) struct Estate {

@@ -15,6 +15,7 @@ mod scenarios;
 mod secret;
 mod serve;
 mod server;
+mod session;
 mod shell;
 mod slow_line;
 mod stranger;

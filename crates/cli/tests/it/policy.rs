@@ -186,34 +186,3 @@ fn a_configuration_is_checked_and_its_mistakes_are_named() {
     assert!(text(&bad.stderr).contains(&hint), "{}", text(&bad.stderr));
     assert!(!Path::new(&folder.path().join(".config")).exists());
 }
-
-#[test]
-fn a_session_on_standard_streams_leaves_no_folder() {
-    let home = tempfile::tempdir().unwrap();
-    let runtime = home.path().join("run");
-    std::fs::create_dir(&runtime).unwrap();
-    let mut server = Command::new(bowline())
-        .args(["serve", "--stdio"])
-        .env("HOME", home.path())
-        .env("XDG_RUNTIME_DIR", &runtime)
-        .env_remove("XDG_CONFIG_HOME")
-        .env_remove("XDG_STATE_HOME")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let folder = match is_root() {
-        true => Path::new("/run"),
-        false => &runtime,
-    };
-    let folder = folder.join(format!("bowline-stdio-{}", server.id()));
-    // The server's hello: its gate is there, and so is its folder.
-    use std::io::Read;
-    let mut hello = [0; 12];
-    let mut stdout = server.stdout.take().unwrap();
-    stdout.read_exact(&mut hello).unwrap();
-    assert!(folder.exists());
-    drop(server.stdin.take());
-    server.wait().unwrap();
-    assert!(!folder.exists());
-}

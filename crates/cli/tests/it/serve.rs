@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::server::{Server, bowline, children_of, is_root, signal_process};
+use crate::server::{Server, bowline, children_of, signal_process};
 
 /// Waits for the next message to the service manager.
 fn told(socket: &UnixDatagram) -> String {
@@ -175,32 +175,4 @@ fn places_that_are_in_use_are_said_to_be() {
         &server.dir().join("other"),
     );
     assert!(said.contains("HOST:PORT"), "{said}");
-}
-
-#[test]
-fn a_session_over_stdio_leaves_no_folder_behind() {
-    let home = tempfile::tempdir().unwrap();
-    let mut child = Command::new(bowline())
-        .args(["serve", "--stdio"])
-        .env("HOME", home.path())
-        .env("XDG_RUNTIME_DIR", home.path())
-        .env_remove("XDG_CONFIG_HOME")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let runtime = if is_root() {
-        "/run".as_ref()
-    } else {
-        home.path()
-    };
-    let folder = runtime.join(format!("bowline-stdio-{}", child.id()));
-    let mut stdout = child.stdout.take().unwrap();
-    // Its hello is the first that it says.
-    stdout.read_exact(&mut [0; 12]).unwrap();
-    assert!(folder.join("lock").exists());
-    drop(child.stdin.take());
-    stdout.read_to_end(&mut Vec::new()).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert!(!folder.exists());
 }

@@ -150,6 +150,7 @@ fn config(folder: &Path, options: &Options) -> ServerConfig {
         jobs_max: options.jobs_max,
         kill_grace_ms: options.kill_grace_ms,
         drain_ms: options.drain_ms,
+        until_idle_ms: None,
         gate: GateConfig {
             workers: options.workers,
             record_dir: folder.join("record"),

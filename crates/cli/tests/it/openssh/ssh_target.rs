@@ -4,8 +4,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -95,6 +96,8 @@ impl Machine {
     /// `bin` is the folder in the machine's PATH, of those that are made.
     fn with(bin: &str) -> Machine {
         let dir = tempfile::tempdir().unwrap();
+        // As root the gate, which is somebody else then, must be able to reach its part.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let at = |name: &str| dir.path().join(name);
         if is_root() {
             // Debian's sshd wants its empty folder, which its service makes.
@@ -103,18 +106,14 @@ impl Machine {
         for name in ["ok", "none", "noisy", "client", "home"] {
             std::fs::create_dir(at(name)).unwrap();
         }
-        let programs = [
-            (
-                "ok/bowline",
-                format!("echo $$ >> '{}'", at("pids").display()),
-            ),
-            ("noisy/bowline", "echo Welcome".to_owned()),
-        ];
+        let programs = [("ok/bowline", ""), ("noisy/bowline", "echo Welcome")];
         for (name, first) in programs {
             let program = bowline();
+            // A place of its own for each test's server, which ends as soon as nobody needs it.
+            let flags = format!("--state-dir '{}' --until-idle 0", at("state").display());
             script(
                 &at(name),
-                &format!("{first}\nexec '{}' \"$@\"", program.display()),
+                &format!("{first}\nexec '{}' \"$@\" {flags}", program.display()),
             );
         }
         ssh_keygen(&at("sshd_key"), &["-t", "ed25519"]);
@@ -180,25 +179,25 @@ impl Machine {
         command
     }
 
-    /// Requires that nothing runs there any more, and that no server left its folder.
+    /// Any other command of a client.
+    fn command(&self, args: &[&str]) -> Command {
+        let run = self.run(&[], &[]);
+        let mut command = Command::new(bowline());
+        command
+            .args(args)
+            .envs(run.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .env_remove("SSH_AUTH_SOCK")
+            .env_remove("XDG_CONFIG_HOME");
+        command
+    }
+
+    /// Requires that nothing runs there any more.
     fn ends_quietly(self) {
         self.sshd.all_ended();
         let mine = self.dir.path().to_str().unwrap().to_owned();
-        // The server ends by itself when its session does.
+        // The server ends by itself when nobody needs it.
         for pid in processes_of(&mine) {
             wait_gone(pid);
-        }
-        let folder = if is_root() {
-            Path::new("/run")
-        } else {
-            self.dir.path()
-        };
-        for pid in std::fs::read_to_string(self.at("pids"))
-            .unwrap_or_default()
-            .lines()
-        {
-            let left = folder.join(format!("bowline-stdio-{pid}"));
-            assert!(!left.exists(), "{}", left.display());
         }
     }
 }
@@ -403,22 +402,41 @@ fn a_host_key_that_ssh_does_not_know_is_asked_about_by_ssh() {
 #[test]
 fn the_other_commands_go_over_ssh_too() {
     let machine = Machine::start();
-    let command = |args: &[&str]| {
-        let run = machine.run(&[], &[]);
-        let mut command = Command::new(bowline());
-        command
-            .args(args)
-            .envs(run.get_envs().filter_map(|(k, v)| Some((k, v?))));
-        command
-            .env_remove("SSH_AUTH_SOCK")
-            .env_remove("XDG_CONFIG_HOME");
-        command
-    };
-    let (out, _) = ended(&command(&["ping", "ssh:box", "-c", "3", "--job"]), 0);
+    let (out, _) = ended(
+        &machine.command(&["ping", "ssh:box", "-c", "3", "--job"]),
+        0,
+    );
     assert!(out.contains("median"), "{out}");
-    ended(&command(&["jobs", "ssh:box"]), 0);
-    let (_, err) = ended(&command(&["trust", "ssh:box"]), 2);
+    ended(&machine.command(&["jobs", "ssh:box"]), 0);
+    let (_, err) = ended(&machine.command(&["trust", "ssh:box"]), 2);
     assert!(err.contains("no host key"), "{err}");
+    machine.ends_quietly();
+}
+
+/// One connection's job is there for the next one: both meet the same server, which
+/// stays for as long as the job runs.
+#[test]
+fn another_connection_finds_the_job() {
+    let machine = Machine::start();
+    let mut first = machine
+        .run(&["-n"], &["sh", "-c", "echo up; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(first.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let (out, _) = ended(&machine.command(&["jobs", "--json", "ssh:box"]), 0);
+    let found: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+    assert_eq!(found["command"], "sh -c 'echo up; exec sleep 1000'");
+    let job = found["job"].as_str().unwrap();
+    ended(&machine.command(&["kill", "ssh:box", job]), 0);
+    assert_eq!(first.wait().unwrap().code(), Some(143));
+    // Its record is there for a server that was not.
+    let (out, _) = ended(&machine.command(&["jobs", "--all", "--json", "ssh:box"]), 0);
+    assert!(out.contains(job) && out.contains("cancelled"), "{out}");
     machine.ends_quietly();
 }
 
