@@ -62,7 +62,8 @@ impl HostSigner for KeeperSigner {
 pub(super) struct Lines {
     pub(super) socket: OwnedFd,
     pub(super) signature: OwnedFd,
-    /// Dropped when every connection has noted that the keeper is gone.
+    /// Dropped when every connection has noted that the keeper is gone, and the
+    /// listening sockets are closed.
     pub(super) noting: mpsc::Sender<()>,
     /// With the worker that waits for the next keeper: ends when all have noted it.
     pub(super) noted: Option<mpsc::Receiver<()>>,
@@ -86,14 +87,15 @@ impl Worker {
         let _entered = runtime.enter();
         let signer = Arc::new(KeeperSigner(Mutex::new(lines.signature)));
         let worker = Rc::new(Worker {
-            link: Link::new(lines.socket, lines.noting).context("the link to the keeper")?,
+            link: Link::new(lines.socket, lines.noting.clone())
+                .context("the link to the keeper")?,
             shared,
             tls: tls::server_config(certificate, signer).context("TLS")?,
         });
         worker.link.send(&ToKeeper::Ready {
             version: messages::VERSION,
         });
-        LocalSet::new().block_on(&runtime, worker.serve(incoming, lines.noted))
+        LocalSet::new().block_on(&runtime, worker.serve(incoming, lines.noting, lines.noted))
     }
 
     pub(super) fn config(&self) -> Arc<GateConfig> {
@@ -103,6 +105,7 @@ impl Worker {
     async fn serve(
         self: Rc<Self>,
         incoming: Incoming,
+        noting: mpsc::Sender<()>,
         mut noted: Option<mpsc::Receiver<()>>,
     ) -> anyhow::Result<()> {
         let (stop, retire) = (CancellationToken::new(), &self.shared.retire);
@@ -112,13 +115,15 @@ impl Worker {
                 for (address, socket) in listeners {
                     let listener = Listener::new(&address, socket)
                         .with_context(|| format!("the listening socket of {address}"))?;
-                    tasks.spawn_local(self.clone().accept(listener, stop.clone()));
+                    let accept = self.clone().accept(listener, stop.clone(), noting.clone());
+                    tasks.spawn_local(accept);
                 }
             }
             Incoming::Stdio(input, output) => {
                 tasks.spawn_local(self.clone().stdio(input, output));
             }
         }
+        drop(noting);
         let link = self.link.run(|message, fds| match message {
             ToGate::Retire => retire.cancel(),
             message => self.other(message, fds, &stop),
@@ -207,7 +212,12 @@ impl Worker {
         self.link.send(&ToKeeper::Released { job });
     }
 
-    async fn accept(self: Rc<Self>, listener: Listener, stop: CancellationToken) {
+    async fn accept(
+        self: Rc<Self>,
+        listener: Listener,
+        stop: CancellationToken,
+        noting: mpsc::Sender<()>,
+    ) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -236,6 +246,7 @@ impl Worker {
             }
         }
         drop(listener);
+        drop(noting);
         while connections.join_next().await.is_some() {}
     }
 

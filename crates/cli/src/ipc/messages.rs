@@ -393,3 +393,33 @@ pub struct JobSnapshot {
     /// Set if the main process has ended already.
     pub ended: Option<(Exited, Option<Cause>, Tree, u64)>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gate that a dead keeper left may be of an older release than the next keeper.
+    #[test]
+    fn what_two_releases_say_to_each_other_stays_as_it_is() {
+        fn bytes(message: &impl Serialize) -> String {
+            hex::encode(postcard::to_stdvec(message).unwrap())
+        }
+        assert_eq!(bytes(&Question::Version), "00");
+        assert_eq!(bytes(&Question::HandOver), "01");
+        assert_eq!(bytes(&Question::Taken), "02");
+        let answer = Answer {
+            software: "1".to_owned(),
+            state: 2,
+            pid: 3,
+            jobs: 4,
+        };
+        assert_eq!(bytes(&answer), "0131020604");
+        let address = "x".to_owned();
+        assert_eq!(bytes(&Bequest::Listener { address }), "000178");
+        let job = JobId::from_bytes([5; 16]);
+        let open = vec![Stream::Stdin, Stream::Stdout, Stream::Stderr];
+        let told = format!("01{}03000102", "05".repeat(16));
+        assert_eq!(bytes(&Bequest::Job { job, open }), told);
+        assert_eq!(bytes(&Bequest::End), "02");
+    }
+}

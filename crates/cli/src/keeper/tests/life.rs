@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::roles::Options;
 use super::world::{Answer, World, job_id, lives, shell, spec, wait_gone};
-use crate::ipc::{Cause, Exited, JobSpec, RefuseCode, ToGate, ToKeeper};
+use crate::ipc::{Cause, Exited, RefuseCode, ToGate, ToKeeper};
 
 #[test]
 fn the_end_of_the_lifeline_ends_everything() {
@@ -118,6 +118,26 @@ fn two_keepers_do_not_share_a_state_directory() {
     assert_eq!(mode(world.state().join("journal")), 0o600);
 }
 
+/// Has the journal say that a job's deadline is over, as it is when nobody minded it.
+fn let_time_run_out(state: &std::path::Path, job: bowline_proto::id::JobId) {
+    use crate::keeper::journal::{Journal, KeeperRecord, Record, VERSION};
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let keeper = KeeperRecord {
+        version: VERSION,
+        pid: 1,
+        boot_id: boot_id.trim().to_owned(),
+        unix_ms: 1,
+    };
+    let mut journal = Journal::open(state, keeper).unwrap();
+    let image = journal.job(job).unwrap().clone();
+    let (pid, started) = image.pid.unwrap();
+    let mut start = image.start;
+    start.deadline_unix_ms = Some(start.unix_ms);
+    journal.append(Record::Start(start)).unwrap();
+    let spawned = Record::Spawned { job, pid, started };
+    journal.append(spawned).unwrap();
+}
+
 #[test]
 fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
     let mut world = World::new();
@@ -126,10 +146,7 @@ fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
     assert_eq!(running.line(), "up");
     let tree = world.gate.run(shell("setsid sleep 1000 & echo $!; wait"));
     let left = rustix::process::Pid::from_raw(tree.line().parse().unwrap()).unwrap();
-    let timed = world.gate.run(JobSpec {
-        timeout_ms: Some(1_000),
-        ..spec(&["sleep", "1000"])
-    });
+    let timed = world.gate.run(spec(&["sleep", "1000"]));
     let over = world.gate.run(shell("exit 3"));
     world.gate.ended(over.id);
     let gone = world.gate.run(spec(&["sleep", "1000"]));
@@ -144,6 +161,7 @@ fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
     assert!(lives(running.pid) && lives(gate));
     rustix::process::kill_process(gone.pid, Signal::KILL).unwrap();
     wait_gone(gone.pid);
+    let_time_run_out(&world.state(), timed.id);
     world.restart();
     world.gate.adopt(5);
     let adopted = std::mem::take(&mut world.gate.adopted);
@@ -153,7 +171,7 @@ fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
         assert!(fds.is_empty() && snapshot.open.is_empty());
         snapshot
     };
-    for job in [&running, &tree, &timed] {
+    for job in [&running, &tree] {
         let snapshot = of(job.id);
         assert_eq!((snapshot.pid, snapshot.ended), (job.pid.as_raw_pid(), None));
         assert!(snapshot.kept);
