@@ -7,6 +7,7 @@
 //! comes then waits for the lock and finds no server.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
@@ -45,13 +46,17 @@ impl Keeper {
         let path = self.config.state_dir.join(SESSIONS);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let sessions: Option<File> = options.mode(0o600).open(path).ok().filter(|sessions| {
-            rustix::fs::flock(sessions, FlockOperation::NonBlockingLockExclusive).is_ok()
-        });
-        if sessions.is_none() {
-            return self.timers.set(Timer::Idle, Instant::now() + LOOK_AGAIN);
+        match options.mode(0o600).open(path).and_then(lock_alone) {
+            Ok(sessions) => self.sessions = Some(sessions),
+            // The folder is gone: nobody can find this server any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return self.timers.set(Timer::Idle, Instant::now() + LOOK_AGAIN),
         }
-        self.sessions = sessions;
         self.drain();
     }
+}
+
+fn lock_alone(sessions: File) -> io::Result<File> {
+    rustix::fs::flock(&sessions, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(sessions)
 }

@@ -164,6 +164,17 @@ fn a_server_that_was_killed_is_replaced() {
     server.ends();
 }
 
+/// Whoever removes the folder ends the server with it, once nobody is connected.
+#[test]
+fn a_server_whose_folder_is_gone_ends() {
+    let place = Place::new();
+    let session = place.session("0");
+    let server = place.server();
+    std::fs::remove_dir_all(place.state()).unwrap();
+    session.ends();
+    server.ends();
+}
+
 #[test]
 fn a_place_that_cannot_be_used_is_told() {
     let place = Place::new();

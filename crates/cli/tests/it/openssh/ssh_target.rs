@@ -195,9 +195,13 @@ impl Machine {
     fn ends_quietly(self) {
         self.sshd.all_ended();
         let mine = self.dir.path().to_str().unwrap().to_owned();
-        // The server ends by itself when nobody needs it.
-        for pid in processes_of(&mine) {
-            wait_gone(pid);
+        // The server ends by itself when nobody needs it; what is just being started comes and goes.
+        loop {
+            let running = processes_of(&mine);
+            if running.is_empty() {
+                break;
+            }
+            running.into_iter().for_each(wait_gone);
         }
     }
 }
