@@ -2,8 +2,16 @@
 //! state folder, a port of its own; and clients with that home.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The number of SIGKILL.
+const KILL: i32 = 9;
 
 /// The program under test.
 pub(crate) fn bowline() -> PathBuf {
@@ -17,6 +25,8 @@ pub(crate) struct Server {
     command: Command,
     dir: tempfile::TempDir,
     pub(crate) addresses: Vec<String>,
+    /// Gates of keepers that were killed: they stay for the next keeper, which may never come.
+    gates: Mutex<Vec<OwnedFd>>,
 }
 
 impl Server {
@@ -67,6 +77,7 @@ impl Server {
             command,
             dir,
             addresses,
+            gates: Mutex::default(),
         };
         server.pin();
         server
@@ -186,6 +197,15 @@ impl Server {
 
     /// Sends a signal to the keeper.
     pub(crate) fn signal(&self, signal: i32) {
+        if signal == KILL {
+            let children = self.children();
+            let gates = children.iter().filter(|(_, line)| line.contains(" gate "));
+            let pidfds = gates.filter_map(|(pid, _)| {
+                let pid = Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
+                pidfd_open(pid, PidfdFlags::empty()).ok()
+            });
+            self.gates.lock().unwrap().extend(pidfds);
+        }
         signal_process(self.pid(), signal);
     }
 
@@ -217,6 +237,15 @@ impl Drop for Server {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(15);
             let _ = self.child.wait();
+        }
+        for gate in self
+            .gates
+            .get_mut()
+            .into_iter()
+            .flat_map(|gates| gates.drain(..))
+        {
+            let _ = pidfd_send_signal(&gate, Signal::KILL);
+            let _ = poll(&mut [PollFd::new(&gate, PollFlags::IN)], None);
         }
     }
 }
