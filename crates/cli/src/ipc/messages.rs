@@ -11,7 +11,7 @@ pub use bowline_proto::auth::{Binding, Proof};
 
 /// The version of this protocol. Keeper and gate are the same binary, except
 /// for the moments of an upgrade, so a difference means "start another gate".
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// A permission to start jobs as one user for one connection; 128 random bits
 /// that the keeper chose.

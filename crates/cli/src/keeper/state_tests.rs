@@ -66,11 +66,12 @@ fn state() -> KeeperState {
             pid: 6,
             ours: true,
             fingerprint: 23,
-            stdin: Stdin::Pipe,
+            streams: 3,
             cause: Some(Cause::Cancelled(24)),
             pidfd: Some(25),
             starting: Some((26, vec![27])),
             pipes: [Some(28), None, Some(29)],
+            terminal: Some(35),
             cgroup: Some(group(30)),
             seen: vec![(31, 32)],
             timeout_ms: Some(33),
@@ -84,7 +85,7 @@ fn state() -> KeeperState {
 const VERSION_2: &str = "020005312e322e33022f62022f730a0b0c0d1c1e012001077463703a2f2f782201022f66121301022f6714012a032f636701\
     0002010101010101010101010101010101010175e807010304010500010c0107010001000002020202020202020202020202\
     0202020175e807010304010500010c0107010001000100100000090116030303030303030303030303030303030101010101\
-    0101010101010101010101010c01170101013001320134011b013800013a013c032f63670100013e2001210122";
+    0101010101010101010101010c01170301013001320134011b013800013a0146013c032f63670100013e2001210122";
 
 #[test]
 fn what_a_release_wrote_is_read_by_the_next() {

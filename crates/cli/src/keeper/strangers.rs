@@ -18,9 +18,9 @@ use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Pipes, Serial, has_ended};
 use super::journal::{EndRecord, JobImage, Record};
 use super::tree::{self, Roots};
-use super::{Keeper, Timer, Token};
+use super::{Keeper, Timer, Token, terminal};
 use crate::clock::unix_ms;
-use crate::ipc::{Exited, Stdin, Stream, Tree};
+use crate::ipc::{Exited, Tree};
 
 /// A main process that runs.
 struct Main {
@@ -145,7 +145,8 @@ impl Job {
         if let Some(main) = &main {
             roots.remember(&[(main.pid.as_raw_pid(), main.started)]);
         }
-        let piped = pipes.open().0.contains(&Stream::Stdin);
+        let streams = pipes.open().0.len();
+        let terminal = pipes.stdout.clone().filter(terminal::is_master);
         Some(Self {
             id: image.start.job,
             user: image.start.user.clone(),
@@ -153,7 +154,8 @@ impl Job {
             source: image.start.source.clone(),
             connection: image.start.connection,
             fingerprint: 0,
-            stdin: if piped { Stdin::Pipe } else { Stdin::Null },
+            streams,
+            terminal,
             worker: 0,
             requests: Vec::new(),
             pid,

@@ -5,7 +5,7 @@
 //! program is executed and when it is not is decided in [`super::upgrade`].
 
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -92,6 +92,7 @@ impl Keeper {
             JobPhase::Running | JobPhase::Ended(_) => None,
         };
         let pidfd = job.pidfd.as_ref().map(|pidfd| pass(pidfd.as_fd()));
+        let terminal = job.terminal.as_ref().map(|master| pass(master.as_fd()));
         let cgroup = job.cgroup.as_ref().map(|cgroup| cgroup.state(pass));
         let due = |timer| self.timers.at(timer).map(monotonic_ms);
         Ok(JobState {
@@ -99,11 +100,12 @@ impl Keeper {
             pid: job.pid.as_raw_pid(),
             ours: job.ours,
             fingerprint: job.fingerprint,
-            stdin: job.stdin,
+            streams: job.streams,
             cause: job.cause,
             pidfd: pidfd.transpose()?,
             starting,
             pipes: passed,
+            terminal: terminal.transpose()?,
             cgroup: cgroup.transpose()?,
             seen: job.roots.seen(),
             timeout_ms: due(Timer::JobTimeout(serial)),
@@ -152,13 +154,10 @@ impl Keeper {
 
 impl Job {
     fn resume(state: &JobState, image: &JobImage) -> io::Result<Self> {
-        let open = |number: &Option<RawFd>| -> io::Result<Option<OwnedFd>> {
-            number.map(inherited::take).transpose()
-        };
-        let shared = |number| Ok::<_, io::Error>(open(number)?.map(Rc::new));
-        let [stdin, stdout, stderr] = &state.pipes;
+        let mut ends = Ends::default();
+        let [stdin, stdout, stderr] = state.pipes;
         let pid = Pid::from_raw(state.pid).ok_or(io::ErrorKind::InvalidData)?;
-        let pidfd = open(&state.pidfd)?;
+        let pidfd = state.pidfd.map(inherited::take).transpose()?;
         let mut roots = Roots::new(state.job, pid);
         roots.remember(&state.seen);
         if pidfd.is_none() || !state.ours {
@@ -179,16 +178,17 @@ impl Job {
             source: image.start.source.clone(),
             connection: image.start.connection,
             fingerprint: state.fingerprint,
-            stdin: state.stdin,
+            streams: state.streams,
+            terminal: ends.take(state.terminal)?,
             worker: 0,
             requests: Vec::new(),
             pid,
             ours: state.ours,
             pidfd,
             pipes: Pipes {
-                stdin: shared(stdin)?,
-                stdout: shared(stdout)?,
-                stderr: shared(stderr)?,
+                stdin: ends.take(stdin)?,
+                stdout: ends.take(stdout)?,
+                stderr: ends.take(stderr)?,
             },
             cgroup: state.cgroup.clone().map(Cgroup::resume).transpose()?,
             roots,
@@ -197,6 +197,24 @@ impl Job {
             cause: state.cause,
             kept: true,
         })
+    }
+}
+
+/// The descriptors of one job's streams that were taken; some stand for more than one stream.
+#[derive(Default)]
+struct Ends(Vec<Rc<OwnedFd>>);
+
+impl Ends {
+    fn take(&mut self, number: Option<RawFd>) -> io::Result<Option<Rc<OwnedFd>>> {
+        let Some(number) = number else {
+            return Ok(None);
+        };
+        if let Some(taken) = self.0.iter().find(|fd| fd.as_raw_fd() == number) {
+            return Ok(Some(Rc::clone(taken)));
+        }
+        let taken = Rc::new(inherited::take(number)?);
+        self.0.push(Rc::clone(&taken));
+        Ok(Some(taken))
     }
 }
 

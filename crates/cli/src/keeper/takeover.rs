@@ -20,7 +20,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::jobs::Pipes;
-use super::{Keeper, Token, state};
+use super::{Keeper, Token, state, terminal};
 use crate::ipc::{Answer, Bequest, Question, Stream, packet};
 
 /// Whoever asks is connected for a moment; more at once get no answer.
@@ -166,7 +166,7 @@ impl Estate {
     }
 }
 
-/// The pipes of a job, of those that are pipes and open in the right direction.
+/// The streams of a job, of those that are pipes and open in the right direction, or a terminal's master.
 fn pipes(open: &[Stream], fds: Vec<OwnedFd>) -> Pipes {
     let mut pipes = Pipes::default();
     for (&stream, fd) in open.iter().zip(fds) {
@@ -178,7 +178,8 @@ fn pipes(open: &[Stream], fds: Vec<OwnedFd>) -> Pipes {
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
         let is_its_end =
             rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags & OFlags::RWMODE == wanted);
-        if is_pipe && is_its_end && rustix::io::ioctl_fionbio(&fd, true).is_ok() {
+        let fits = is_pipe && is_its_end || terminal::is_master(&fd);
+        if fits && rustix::io::ioctl_fionbio(&fd, true).is_ok() {
             *pipes.of(stream) = Some(Rc::new(fd));
         }
     }

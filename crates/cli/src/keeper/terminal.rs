@@ -69,6 +69,11 @@ pub(super) fn open(pty: &Pty, utf8: bool, owner: Option<u32>) -> io::Result<Term
     })
 }
 
+/// Whether this is the master of a terminal.
+pub(super) fn is_master(fd: &impl AsFd) -> bool {
+    ptsname(fd, Vec::new()).is_ok()
+}
+
 /// The process group in front of a terminal.
 pub(super) fn front(master: impl AsFd) -> Option<Pid> {
     rustix::termios::tcgetpgrp(master).ok()

@@ -230,6 +230,7 @@ impl Keeper {
             ids: None,
             nofile: self.own.nofile,
             umask: self.own.umask,
+            terminal: false,
             no_new_privs: false,
         };
         let fds = [&null, &theirs, &errors, &state].map(AsFd::as_fd);

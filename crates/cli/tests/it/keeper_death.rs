@@ -41,9 +41,14 @@ struct Led {
 
 impl Led {
     fn start(server: &Server, signal: &Signal, then: &str) -> Led {
+        Led::start_with(server, &["-n"], signal, then)
+    }
+
+    fn start_with(server: &Server, flags: &[&str], signal: &Signal, then: &str) -> Led {
         let script = format!("echo $$; read x < {}; {then}", signal.0.display());
         let mut client = server
-            .run(&["-n"], &["sh", "-c", &script])
+            .run(flags, &["sh", "-c", &script])
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -247,6 +252,32 @@ fn both_are_killed() {
     until_jobs(&server, |jobs| {
         jobs.len() == 2 && jobs.iter().all(|job| outcome(job) == "lost")
     });
+}
+
+/// A terminal whose last master is closed hangs up its session.
+#[test]
+fn a_terminal_is_handed_over() {
+    let mut server = logged();
+    let signal = Signal::new(&server, "go");
+    let marker = server.dir().join("said");
+    let then = format!(
+        "test -t 0 -a -t 1 && echo on && echo on > {}",
+        marker.display()
+    );
+    let led = Led::start_with(&server, &["--pty"], &signal, &then);
+    server.signal(KILL);
+    server.restart();
+    assert!(log(&server).contains("streams=true"));
+    signal.give();
+    led.process.ends();
+    assert_eq!(std::fs::read(marker).unwrap(), b"on\n");
+    until_jobs(&server, |jobs| {
+        jobs.len() == 1 && outcome(&jobs[0]) == "lost"
+    });
+    assert_eq!(
+        led.client.wait_with_output().unwrap().status.code(),
+        Some(255)
+    );
 }
 
 /// A server with another address and one that finds its own changed.

@@ -1,10 +1,11 @@
 //! Replacing the program while its jobs run: a newer file by rename, SIGHUP, and
 //! nothing ends.
 
+use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bowline_proto::frame::Kind;
@@ -392,6 +393,39 @@ fn the_process_stays_as_it_was() {
     host.server.signal(TERM);
     assert_eq!(host.server.wait().code(), Some(0));
     assert!(!socket.exists(), "the file of the socket is left");
+}
+
+/// A terminal is one open file for several streams.
+#[test]
+fn a_terminal_stays_open() {
+    let host = Replaceable::start();
+    let server = &host.server;
+    let signal = Signal::new(server, "go");
+    let script = format!(
+        "echo up; read x < {}; test -t 0 -a -t 1 -a -t 2 && echo on && exit 7",
+        signal.0.display()
+    );
+    let mut client = server
+        .run(&["--pty"], &["sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 4];
+    let stdout = client.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut up).unwrap();
+    assert_eq!(&up, b"up\r\n");
+    let before = host.descriptors();
+    for _ in 0..2 {
+        host.upgrade();
+        assert_eq!(host.descriptors(), before);
+    }
+    assert_eq!(client.wait().unwrap().code(), Some(255));
+    signal.give();
+    until_jobs(server, |jobs| {
+        let told = &jobs[0]["outcome"];
+        jobs.len() == 1 && told["outcome"] == "exited" && told["code"] == 7
+    });
 }
 
 #[test]
