@@ -101,12 +101,10 @@ impl Cgroups {
     /// What the next program of this process needs to know; groups that are free
     /// are not told of.
     pub(crate) fn state<'a>(&'a self, pass: &mut Pass<'a, '_>) -> io::Result<CgroupsState> {
+        let place = self.place.as_ref().map(|place| place.state(pass));
         let lingering = self.lingering.iter().map(|group| group.state(pass));
         Ok(CgroupsState {
-            place: match &self.place {
-                Some(place) => Some(place.state(pass)?),
-                None => None,
-            },
+            place: place.transpose()?,
             made: self.made,
             lingering: lingering.collect::<io::Result<_>>()?,
         })
