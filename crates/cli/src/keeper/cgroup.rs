@@ -348,7 +348,7 @@ impl Cgroup {
     }
 }
 
-/// Whether a keeper makes such a group for a job: `bowline-PID-N/job-M`.
+/// Whether a keeper makes such a group for a job: `bowline-keeper-PID-N/job-M`.
 fn is_of_a_job(folder: &&Path) -> bool {
     let name = |path: Option<&Path>| path?.file_name()?.to_str().map(str::to_owned);
     let is_number = |text: &str| text.parse::<u64>().is_ok();
@@ -434,10 +434,11 @@ mod tests {
     #[test]
     fn a_jobs_group_is_told_by_its_name() {
         let is = |path: &str| is_of_a_job(&Path::new(path));
-        assert!(is("/sys/fs/cgroup/bowline-12-0/job-3"));
-        assert!(!is("/sys/fs/cgroup/bowline-12-0/job-3/inner"));
-        assert!(!is("/sys/fs/cgroup/bowline-12-0"));
-        assert!(!is("/sys/fs/cgroup/bowline-12/job-3"));
+        assert!(is("/sys/fs/cgroup/bowline-keeper-12-0/job-3"));
+        assert!(!is("/sys/fs/cgroup/bowline-keeper-12-0/job-3/inner"));
+        assert!(!is("/sys/fs/cgroup/bowline-keeper-12-0"));
+        assert!(!is("/sys/fs/cgroup/bowline-keeper-12/job-3"));
+        assert!(!is("/sys/fs/cgroup/bowline-12-0/job-3"));
         assert!(!is("/job-3"));
     }
 
