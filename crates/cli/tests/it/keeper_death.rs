@@ -240,10 +240,11 @@ fn both_are_killed() {
     signal.give();
     led.process.ends();
     server.restart();
+    // It has looked for the jobs when it answers.
+    let live = jobs(&server);
     let said = log(&server);
     assert!(said.contains("streams=false"), "{said}");
     assert!(said.contains("is lost"), "{said}");
-    let live = jobs(&server);
     let running: Vec<&Value> = live.iter().filter(|job| outcome(job) == "none").collect();
     assert_eq!(running.len(), 1, "{live:?}");
     kill(&server, running[0]);
@@ -267,13 +268,15 @@ fn a_terminal_is_handed_over() {
     let led = Led::start_with(&server, &["--pty"], &signal, &then);
     server.signal(KILL);
     server.restart();
-    assert!(log(&server).contains("streams=true"));
+    // It has taken the job over when it answers.
+    assert_eq!(jobs(&server).len(), 1);
     signal.give();
     led.process.ends();
     assert_eq!(std::fs::read(marker).unwrap(), b"on\n");
     until_jobs(&server, |jobs| {
         jobs.len() == 1 && outcome(&jobs[0]) == "lost"
     });
+    assert!(log(&server).contains("streams=true"), "{}", log(&server));
     assert_eq!(
         led.client.wait_with_output().unwrap().status.code(),
         Some(255)

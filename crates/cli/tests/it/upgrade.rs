@@ -219,8 +219,8 @@ fn a_newer_program_takes_over_with_every_job() {
     // The journal knows no other end than the record: the next keeper has nothing to add.
     host.server.signal(TERM);
     host.server.restart();
-    assert!(!host.log().contains("lost"), "{}", host.log());
     ended_as_they_did(&host.server, count);
+    assert!(!host.log().contains("lost"), "{}", host.log());
     let run = host.server.run(&["-n"], &["true"]).status().unwrap();
     assert!(run.success());
 }
