@@ -169,13 +169,7 @@ impl Journal {
         jobs: Vec<JobImage>,
         recent: Vec<(u32, JobId)>,
     ) -> io::Result<Self> {
-        let mut image = Image::default();
-        for job in jobs {
-            image.jobs.insert(job.start.job, job);
-        }
-        recent
-            .into_iter()
-            .for_each(|(uid, job)| image.remember(uid, job));
+        let image = Image::of(jobs, recent);
         let path = folder.join("journal");
         let (file, bytes) = rewrite(&path, &keeper, &image)?;
         Ok(Self {
@@ -186,6 +180,24 @@ impl Journal {
             image,
             keeper,
         })
+    }
+
+    /// Makes sure that [`Journal::resume`] could write what it would be given: a
+    /// program that finds no room has no way back.
+    ///
+    /// # Errors
+    /// As open(2) and write(2).
+    pub(crate) fn check_resume(
+        folder: &Path,
+        keeper: &KeeperRecord,
+        jobs: Vec<JobImage>,
+        recent: Vec<(u32, JobId)>,
+    ) -> io::Result<()> {
+        // Not where the keeper that runs writes its own.
+        let path = folder.join("journal.check");
+        let written = write_anew(&path, &encode_all(keeper, &Image::of(jobs, recent))?);
+        let _ = fs::remove_file(&path);
+        written
     }
 
     /// Adds a record.
@@ -253,6 +265,17 @@ impl Journal {
 }
 
 impl Image {
+    fn of(jobs: Vec<JobImage>, recent: Vec<(u32, JobId)>) -> Self {
+        let mut image = Self::default();
+        for job in jobs {
+            image.jobs.insert(job.start.job, job);
+        }
+        for (uid, job) in recent {
+            image.remember(uid, job);
+        }
+        image
+    }
+
     fn apply(&mut self, record: Record) {
         match record {
             Record::Keeper(keeper) => self.keeper = Some(keeper),
@@ -341,17 +364,26 @@ fn replay(bytes: &[u8]) -> (Image, usize) {
 }
 
 fn rewrite(path: &Path, keeper: &KeeperRecord, image: &Image) -> io::Result<(File, u64)> {
+    let bytes = encode_all(keeper, image)?;
+    let fresh = path.with_extension("new");
+    write_anew(&fresh, &bytes)?;
+    let file = OpenOptions::new().append(true).open(&fresh)?;
+    fs::rename(&fresh, path)?;
+    Ok((file, bytes.len() as u64))
+}
+
+fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    options.open(path)?.write_all(bytes)
+}
+
+fn encode_all(keeper: &KeeperRecord, image: &Image) -> io::Result<Vec<u8>> {
     let mut bytes = encode(&Record::Keeper(keeper.clone()))?;
     for record in image.records() {
         bytes.extend(encode(&record)?);
     }
-    let fresh = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(true).write(true).mode(0o600);
-    options.open(&fresh)?.write_all(&bytes)?;
-    let file = OpenOptions::new().append(true).open(&fresh)?;
-    fs::rename(&fresh, path)?;
-    Ok((file, bytes.len() as u64))
+    Ok(bytes)
 }
 
 fn encode(record: &Record) -> io::Result<Vec<u8>> {

@@ -143,7 +143,10 @@ pub(crate) fn check_successor(number: RawFd, config: &mut ServerConfig) -> anyho
     let state = successor::read(number)?;
     config.state_dir.clone_from(&state.state_dir);
     let gate_ids = gate_ids(config)?;
-    make_folders(config, gate_ids.as_ref())
+    make_folders(config, gate_ids.as_ref())?;
+    let folder = &state.state_dir;
+    Journal::check_resume(folder, &keeper_record(), state.journal, state.recent)
+        .with_context(|| format!("cannot write a journal in {}", folder.display()))
 }
 
 /// What a keeper stands on: made anew, or taken over.

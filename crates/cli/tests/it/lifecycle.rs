@@ -209,6 +209,25 @@ fn a_job_whose_gate_is_killed() {
     });
 }
 
+/// The keeper ends it in time, though its gate can tell nobody; the next gate does.
+#[test]
+fn a_job_times_out_while_its_gate_stands_still() {
+    const STOP: i32 = 19;
+    let server = Server::start();
+    let flags = ["-n", "--timeout", "5s"];
+    let mut client = Client::start_with(&server, &flags, "echo $$; exec sleep 1000");
+    let process = client.process();
+    let gate = gate_of(&server);
+    signal_process(gate, STOP);
+    process.ends();
+    signal_process(gate, KILL);
+    let (status, said) = client.end();
+    assert_eq!(status, Some(255), "{said}");
+    until_jobs(&server, |jobs| {
+        jobs.len() == 1 && outcome(&jobs[0]) == "timed_out"
+    });
+}
+
 #[test]
 fn a_reload_changes_a_limit_and_drops_nobody() {
     let server = configured("limits.jobs_per_connection_max = 1\n");

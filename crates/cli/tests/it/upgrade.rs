@@ -395,6 +395,32 @@ fn the_process_stays_as_it_was() {
     assert!(!socket.exists(), "the file of the socket is left");
 }
 
+/// A new program begins with a journal of its own, and once it is executed there is no way back.
+#[test]
+fn without_room_for_the_journal_the_old_program_goes_on() {
+    let host = Replaceable::start();
+    let mut raw = granted(&host.server);
+    raw.send(&start(1, 1, &["cat"]));
+    raw.until(Kind::Started, 1);
+    let in_the_way = host.server.dir().join("state/journal.check");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let inode = host.runs();
+    put(&bowline(), &host.program());
+    host.server.signal(HUP);
+    host.until_ready();
+    assert_eq!(host.runs(), inode);
+    assert!(
+        host.log().contains("cannot write a journal"),
+        "{}",
+        host.log()
+    );
+    raw.send(&frame(Kind::Stdin, 0, 1, b"", b"still here"));
+    assert_eq!(raw.until(Kind::Stdout, 1).payload, b"still here");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    host.upgrade();
+    assert!(!in_the_way.exists());
+}
+
 /// A terminal is one open file for several streams.
 #[test]
 fn a_terminal_stays_open() {
