@@ -32,7 +32,7 @@ pub fn literal(pattern: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Whether the shell would expand `pattern` to this name of a file: as [`matches`], and a
+/// Whether the shell would expand `pattern` to this name of a file: as [`matches()`], and a
 /// leading dot must be there literally.
 pub fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
     let dot = name.first() == Some(&b'.');
