@@ -3,7 +3,6 @@
 //! ever told a status that nobody knows.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 
 use bowline_proto::frame::Kind;
@@ -288,17 +287,22 @@ fn a_terminal_is_handed_over() {
 fn what_the_next_server_does_not_want_is_let_go() {
     let mut server = Server::start_with(|command, dir| {
         let socket = format!("unix:{}", dir.join("socket").display());
-        command.args(["--listen", &socket]);
+        command.args(["--listen", "tcp://127.0.0.2:0", "--listen", &socket]);
     });
     let mut client = Client::start(&server, "echo $$; exec sleep 1000");
     let process = client.process();
-    let port = server.port().unwrap();
+    let unwanted = server.addresses[1].strip_prefix("tcp://").unwrap();
+    let unwanted: std::net::SocketAddr = unwanted.parse().unwrap();
+    let (port, socket) = (server.port(), server.dir().join("socket"));
     server.signal(KILL);
-    server.restart_with(&["--listen", &format!("tcp://0.0.0.0:{port}")]);
+    // The same socket by another name: it can be made once the old one is closed.
+    let renamed = format!("unix:{}/./socket", server.dir().display());
+    server.restart_with(&["--listen", "tcp://127.0.0.1:0", "--listen", &renamed]);
     let (status, said) = client.end();
     assert_eq!(status, Some(255), "{said}");
-    let socket: PathBuf = server.dir().join("socket");
-    assert!(std::os::unix::net::UnixStream::connect(socket).is_err());
+    assert_eq!(server.port(), port);
+    assert!(std::net::TcpStream::connect(unwanted).is_err());
+    std::os::unix::net::UnixStream::connect(socket).unwrap();
     assert!(server.run(&["-n"], &["true"]).status().unwrap().success());
     kill(&server, &jobs(&server).pop().unwrap());
     process.ends();
