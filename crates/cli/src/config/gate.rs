@@ -27,6 +27,10 @@ pub(crate) struct GateConfig {
     pub(crate) idle_timeout_ms: u64,
     /// How long the pipes may stay open after the main process ended.
     pub(crate) output_wait_ms: u64,
+    /// How long a job waits for its client to come back, where the client does not say.
+    pub(crate) grace_ms: u64,
+    /// How long it waits at most.
+    pub(crate) grace_max_ms: u64,
     /// Records of ended jobs that are kept.
     pub(crate) record_jobs_max: u64,
     /// Records older than this are removed.
@@ -46,6 +50,8 @@ impl Default for GateConfig {
             auth_timeout_ms: 20_000,
             idle_timeout_ms: 0,
             output_wait_ms: 250,
+            grace_ms: 10 * 60_000,
+            grace_max_ms: 24 * 3_600_000,
             record_jobs_max: 100_000,
             record_age_ms: 30 * 24 * 3_600_000,
         }

@@ -254,6 +254,8 @@ fn gate(
         auth_timeout_ms,
         idle_timeout_ms: time(limits.idle_timeout, default.idle_timeout_ms),
         output_wait_ms: time(limits.output_wait, default.output_wait_ms),
+        grace_ms: time(limits.grace, default.grace_ms),
+        grace_max_ms: time(limits.grace_max, default.grace_max_ms),
         record_jobs_max: record.jobs_max.unwrap_or(default.record_jobs_max),
         record_age_ms: time(record.age, default.record_age_ms),
     })

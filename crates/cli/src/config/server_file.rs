@@ -51,6 +51,8 @@ pub(super) struct Limits {
     pub(super) auth_timeout: Option<Milliseconds>,
     pub(super) idle_timeout: Option<Milliseconds>,
     pub(super) output_wait: Option<Milliseconds>,
+    pub(super) grace: Option<Milliseconds>,
+    pub(super) grace_max: Option<Milliseconds>,
 }
 
 /// `[record]`.

@@ -53,6 +53,8 @@ impl ServerConfig {
         writeln!(out, "auth_timeout = \"{}\"", duration(gate.auth_timeout_ms))?;
         writeln!(out, "idle_timeout = \"{}\"", duration(gate.idle_timeout_ms))?;
         writeln!(out, "output_wait = \"{}\"", duration(gate.output_wait_ms))?;
+        writeln!(out, "grace = \"{}\"", duration(gate.grace_ms))?;
+        writeln!(out, "grace_max = \"{}\"", duration(gate.grace_max_ms))?;
         writeln!(out, "\n[record]")?;
         writeln!(out, "dir = {}", path(&gate.record_dir))?;
         writeln!(out, "jobs_max = {}", gate.record_jobs_max)?;

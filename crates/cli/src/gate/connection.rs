@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Handshake ─► Deciding ─► Open ─► Closing ─► Gone
-//!     └────────────┴─► Closing        (only jobs that have yet to end)
+//!     └────────────┴─► Closing
 //! ```
 //!
 //! The whole connection is one value that is polled: what is half done is in
@@ -18,6 +18,7 @@ mod lists;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,8 +29,9 @@ use bowline_proto::message::{Hello, JobRow, Refused, Signal};
 use bowline_proto::session::{Outbox, ServerHandshake, Session};
 use tokio::time::Sleep;
 
+pub(super) use self::keeper::KEEPER_GONE;
 use self::lists::Lists;
-use super::job::Job;
+use super::job::{Attachment, Job};
 use super::limits::Admitted;
 use super::link::Mail;
 use super::record::Row;
@@ -40,8 +42,6 @@ use crate::ipc::{Cause, Granted, RefuseCode, Scope, Source, ToKeeper};
 const TURNS_MAX: u32 = 32;
 /// How long the last words may take, and how long the peer is waited for behind them.
 const CLOSING: Duration = Duration::from_secs(2);
-/// Signals that wait for a job to be started.
-const EARLY_SIGNALS_MAX: usize = 16;
 /// The longest command in a list, as JSON.
 const ROW_COMMAND_BYTES_MAX: usize = 256;
 
@@ -72,7 +72,10 @@ pub(super) struct Connection {
     mail: Rc<Mail>,
     phase: Phase,
     nonce: Option<[u8; 32]>,
-    jobs: BTreeMap<u32, Job>,
+    /// The attachments to jobs, by their channels.
+    jobs: BTreeMap<u32, Attachment>,
+    /// Jobs whose outcome was sent and that the client has not told to forget.
+    told: Vec<Arc<Job>>,
     lists: Lists,
     /// Until authenticated: its deadline. Then the idle time. At the end: the last words'.
     timer: Pin<Box<Sleep>>,
@@ -87,7 +90,7 @@ pub(super) struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.worker.link.forget_connection(self.id);
+        self.worker.link.forget_box(self.id);
         self.worker.link.send(&ToKeeper::Disconnected {
             connection: self.id,
         });
@@ -121,6 +124,7 @@ impl Connection {
             phase: Phase::Handshake(Box::new(ServerHandshake::new(&hello))),
             nonce,
             jobs: BTreeMap::new(),
+            told: Vec::new(),
             lists: Lists::default(),
             timer: Box::pin(tokio::time::sleep(timeout)),
             draining: false,
@@ -131,7 +135,7 @@ impl Connection {
         }
     }
 
-    /// Serves the connection to its end, and its jobs to theirs.
+    /// Serves the connection to its end. Its jobs end with it, or wait for another one.
     pub(super) async fn serve(mut self) {
         std::future::poll_fn(|cx| self.poll(cx)).await;
     }
@@ -139,7 +143,7 @@ impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..TURNS_MAX {
             let progress = self.turn(cx);
-            if matches!(self.phase, Phase::Gone) && self.jobs.is_empty() {
+            if matches!(self.phase, Phase::Gone) {
                 return Poll::Ready(());
             }
             if !progress {
@@ -154,7 +158,7 @@ impl Connection {
     fn turn(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = self.letters(cx);
         progress |= self.input(cx);
-        progress |= self.jobs(cx);
+        progress |= self.attachments(cx);
         progress |= self.answers(cx);
         progress |= self.output(cx);
         progress | self.time(cx)
@@ -162,7 +166,7 @@ impl Connection {
 }
 
 /// What the keeper is told for a client's signal.
-fn order(job: JobId, signal: &Signal) -> ToKeeper {
+pub(super) fn order(job: JobId, signal: &Signal) -> ToKeeper {
     if signal.tree {
         ToKeeper::End {
             job,
@@ -186,7 +190,7 @@ fn refused(code: &str, message: &str) -> Refused {
 }
 
 /// What a client is told for the keeper's refusal.
-fn refusal(code: RefuseCode) -> (&'static str, &'static str) {
+pub(super) fn refusal(code: RefuseCode) -> (&'static str, &'static str) {
     match code {
         RefuseCode::NoGrant => ("not_permitted", "this connection may start nothing"),
         RefuseCode::NoTerminal => ("not_permitted", "this key may have no terminal"),

@@ -1,9 +1,9 @@
 //! What the gate keeps while its keeper is dead: the listening sockets, and the
-//! ends of every job's streams, so that no program sees SIGPIPE or the end of
-//! its input because the keeper is gone.
+//! ends of every job's streams with their memfds, so that no program sees SIGPIPE or
+//! the end of its input because the keeper is gone, and no output is lost.
 //!
 //! ```text
-//! keeper gone ─► each connection notes its jobs ─► held ─► the next `bowline serve` asks
+//! keeper gone ─► the owner of each job notes it ──► held ─► the next `bowline serve` asks
 //!                                                   │           │ sent, and said to be taken
 //!                 nothing held any more ◄───────────┘           ▼
 //!                          └────────────► the gate ends ◄───────┘
@@ -37,14 +37,38 @@ const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(super) struct Estate {
     will: Option<Will>,
-    streams: Mutex<BTreeMap<JobId, Ends>>,
+    streams: Mutex<BTreeMap<JobId, Streams>>,
     emptied: Notify,
     /// Closed with the process, by which the heir knows that it is gone.
     heir: Mutex<Option<UnixDatagram>>,
 }
 
-/// The ends of a job's streams that are open.
-pub(super) type Ends = Vec<(Stream, OwnedFd)>;
+/// The streams of a job.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    /// The ends of its pipes that are open.
+    pub(super) pipes: Vec<(Stream, OwnedFd)>,
+    pub(super) memfds: Vec<(Stream, OwnedFd)>,
+    /// The master of its terminal, and the ends of pipes that it is joined to.
+    pub(super) terminal: Vec<OwnedFd>,
+}
+
+impl Streams {
+    /// The same once more.
+    fn copy(&self) -> io::Result<Self> {
+        let copy = |(stream, fd): &(Stream, OwnedFd)| Ok((*stream, fd.try_clone()?));
+        let copies = |all: &[(Stream, OwnedFd)]| all.iter().map(copy).collect::<io::Result<_>>();
+        Ok(Self {
+            pipes: copies(&self.pipes)?,
+            memfds: copies(&self.memfds)?,
+            terminal: self
+                .terminal
+                .iter()
+                .map(OwnedFd::try_clone)
+                .collect::<io::Result<_>>()?,
+        })
+    }
+}
 
 /// How the next keeper is met.
 #[derive(Debug)]
@@ -71,9 +95,9 @@ impl Estate {
         self.will.is_some()
     }
 
-    /// Keeps the open streams of a job.
-    pub(super) fn hold(&self, job: JobId, streams: Ends) {
-        if self.stays() && !streams.is_empty() {
+    /// Keeps the streams of a job.
+    pub(super) fn hold(&self, job: JobId, streams: Streams) {
+        if self.stays() {
             lock(&self.streams).insert(job, streams);
         }
     }
@@ -81,7 +105,7 @@ impl Estate {
     /// A stream is at its end: the program is to notice.
     pub(super) fn close(&self, job: JobId, stream: Stream) {
         if let Some(streams) = lock(&self.streams).get_mut(&job) {
-            streams.retain(|(held, _)| *held != stream);
+            streams.pipes.retain(|(held, _)| *held != stream);
         }
     }
 
@@ -148,22 +172,20 @@ impl Estate {
                 send(heir, &Bequest::Listener { address }, &[socket.as_fd()]).await?;
             }
             for (job, streams) in self.copies()? {
-                let (open, fds): (Vec<Stream>, Vec<OwnedFd>) = streams.into_iter().unzip();
-                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                send(heir, &Bequest::Job { job, open }, &fds).await?;
+                let (open, pipes): (_, Vec<OwnedFd>) = streams.pipes.into_iter().unzip();
+                let (spools, memfds): (_, Vec<OwnedFd>) = streams.memfds.into_iter().unzip();
+                let fds = pipes.iter().chain(&memfds).chain(&streams.terminal);
+                let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
+                send(heir, &Bequest::Job { job, open, spools }, &fds).await?;
             }
             send(heir, &Bequest::End, &[]).await?;
         }
     }
 
     /// All that is held, as it is now: connections go on while it is sent.
-    fn copies(&self) -> io::Result<Vec<(JobId, Ends)>> {
+    fn copies(&self) -> io::Result<Vec<(JobId, Streams)>> {
         let streams = lock(&self.streams);
-        let copy = |(stream, fd): &(Stream, OwnedFd)| Ok((*stream, fd.try_clone()?));
-        let copies = streams.iter().map(|(&job, held)| {
-            let held = held.iter().map(copy).collect::<io::Result<_>>()?;
-            Ok((job, held))
-        });
+        let copies = streams.iter().map(|(&job, held)| Ok((job, held.copy()?)));
         copies.collect()
     }
 }
@@ -220,7 +242,12 @@ mod tests {
     fn nothing_is_held_for_a_keeper_that_nobody_follows() {
         let estate = Estate::new(None);
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        estate.hold(JobId::from_bytes([1; 16]), vec![(Stream::Stdout, reader)]);
+        let pipes = vec![(Stream::Stdout, reader)];
+        let streams = Streams {
+            pipes,
+            ..Streams::default()
+        };
+        estate.hold(JobId::from_bytes([1; 16]), streams);
         assert!(lock(&estate.streams).is_empty());
     }
 }

@@ -1,8 +1,8 @@
 //! A worker's line to the keeper: requests out, answers to whoever waits for them.
 //!
-//! Everything here is of one thread. A connection has one [`Mail`] box; the
-//! link puts in what the keeper says about that connection's requests and jobs,
-//! and wakes it.
+//! Everything here is of one thread. A connection has one [`Mail`] box, and so has the
+//! owner of a job; the link puts in what the keeper says about their requests and
+//! their job, and wakes them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::ipc::{ToGate, ToKeeper, packet};
 
-/// What a connection is told.
+/// What a connection, or the owner of a job, is told.
 #[derive(Debug)]
 pub(super) enum Letter {
     /// The keeper's word, with the descriptors beside it.
@@ -30,7 +30,7 @@ pub(super) enum Letter {
     KeeperGone(Option<mpsc::Sender<()>>),
 }
 
-/// The letters of one connection.
+/// The letters of one of them.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
     letters: RefCell<VecDeque<Letter>>,
@@ -68,7 +68,7 @@ pub(super) struct Link {
     waiting: RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>,
     /// Told when there is something to wait for writing with.
     queued: Notify,
-    connections: RefCell<HashMap<u64, Rc<Mail>>>,
+    boxes: RefCell<HashMap<u64, Rc<Mail>>>,
     requests: RefCell<HashMap<u64, Rc<Mail>>>,
     jobs: RefCell<HashMap<JobId, Rc<Mail>>>,
     next_request: Cell<u64>,
@@ -88,7 +88,7 @@ impl Link {
             socket: UnixDatagram::from_std(socket.into())?,
             waiting: RefCell::default(),
             queued: Notify::new(),
-            connections: RefCell::default(),
+            boxes: RefCell::default(),
             requests: RefCell::default(),
             jobs: RefCell::default(),
             next_request: Cell::new(0),
@@ -97,20 +97,18 @@ impl Link {
         })
     }
 
-    /// A box for a connection; [`Self::forget_connection`] gives it back.
-    pub(super) fn open_box(&self, connection: u64) -> Rc<Mail> {
+    /// A box of this number; [`Self::forget_box`] gives it back.
+    pub(super) fn open_box(&self, number: u64) -> Rc<Mail> {
         let mail = Rc::new(Mail::default());
         if self.gone.get() {
             mail.put(Letter::KeeperGone(None));
         }
-        self.connections
-            .borrow_mut()
-            .insert(connection, mail.clone());
+        self.boxes.borrow_mut().insert(number, mail.clone());
         mail
     }
 
-    pub(super) fn forget_connection(&self, connection: u64) {
-        self.connections.borrow_mut().remove(&connection);
+    pub(super) fn forget_box(&self, number: u64) {
+        self.boxes.borrow_mut().remove(&number);
     }
 
     /// A fresh number for a request whose answer goes to `mail`.
@@ -231,12 +229,14 @@ impl Link {
         let mail = match &message {
             ToGate::Granted { request, .. }
             | ToGate::Denied { request, .. }
-            | ToGate::Started { request, .. }
-            | ToGate::NotStarted { request, .. }
             | ToGate::Refused { request, .. } => self.requests.borrow_mut().remove(request),
+            ToGate::Started { request, job, .. } | ToGate::NotStarted { request, job, .. } => {
+                self.requests.borrow_mut().remove(request);
+                self.jobs.borrow().get(job).cloned()
+            }
             ToGate::Ended { job, .. } => self.jobs.borrow().get(job).cloned(),
             ToGate::Drain { .. } => {
-                for mail in self.connections.borrow().values() {
+                for mail in self.boxes.borrow().values() {
                     mail.put(Letter::Drain);
                 }
                 None
@@ -244,6 +244,7 @@ impl Link {
             ToGate::Welcome { .. }
             | ToGate::Signature { .. }
             | ToGate::Adopt { .. }
+            | ToGate::AllAdopted
             | ToGate::Retire
             | ToGate::Reload { .. } => None,
         };
@@ -262,7 +263,7 @@ impl Link {
         self.gone.set(true);
         self.requests.borrow_mut().clear();
         let noting = self.noting.borrow_mut().take();
-        for mail in self.connections.borrow().values() {
+        for mail in self.boxes.borrow().values() {
             mail.put(Letter::KeeperGone(noting.clone()));
         }
     }

@@ -18,6 +18,7 @@ mod spec;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,8 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::GateConfig;
 use crate::inherited;
-use crate::ipc::{JobSnapshot, ToGate, packet};
+use crate::ipc::{ToGate, packet};
 use estate::{Estate, Will};
+use job::{Adoption, Job};
 use limits::{Door, Limits};
 use record::{Keep, Recorder};
 use worker::{Lines, Worker};
@@ -39,19 +41,13 @@ use worker::{Lines, Worker};
 /// The first descriptor that the keeper passes.
 const FIRST_FD: i32 = 3;
 
-/// A job that runs, or is about to.
-#[derive(Clone, Debug)]
-struct Live {
-    user: String,
-    pid: i32,
-}
-
 /// What the workers share.
 #[derive(Debug)]
 struct Shared {
     config: Mutex<Arc<GateConfig>>,
     recorder: Recorder,
-    live: Mutex<BTreeMap<JobId, Live>>,
+    /// Every job that is about to run, runs, or is kept for somebody.
+    jobs: Mutex<BTreeMap<JobId, Arc<Job>>>,
     next_connection: AtomicU64,
     door: Door,
     estate: Arc<Estate>,
@@ -65,38 +61,44 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Counts a job as live; false where its id is there already.
-    fn enter(&self, id: JobId, job: Live) -> bool {
-        let mut live = lock(&self.live);
-        if live.contains_key(&id) {
-            return false;
-        }
-        live.insert(id, job);
-        true
-    }
-
-    fn runs(&self, id: JobId, pid: i32) {
-        if let Some(job) = lock(&self.live).get_mut(&id) {
-            job.pid = pid;
+    /// The job of this id, or a new one, which is entered; says whether it is new.
+    fn enter(&self, id: JobId, new: impl FnOnce() -> Job) -> (Arc<Job>, bool) {
+        match lock(&self.jobs).entry(id) {
+            Entry::Occupied(known) => (known.get().clone(), false),
+            Entry::Vacant(vacant) => (vacant.insert(Arc::new(new())).clone(), true),
         }
     }
 
-    fn leave(&self, id: JobId) {
-        lock(&self.live).remove(&id);
-        self.estate.release(id);
+    /// Removes a job, if it is still the one of its id.
+    fn leave(&self, job: &Arc<Job>) {
+        let mut jobs = lock(&self.jobs);
+        if jobs
+            .get(&job.id)
+            .is_some_and(|known| Arc::ptr_eq(known, job))
+        {
+            jobs.remove(&job.id);
+        }
+        drop(jobs);
+        self.estate.release(job.id);
+    }
+
+    /// The job of this id, if it is this user's.
+    fn job(&self, uid: u32, id: JobId) -> Option<Arc<Job>> {
+        let job = lock(&self.jobs).get(&id).cloned();
+        job.filter(|job| job.belongs_to(uid))
     }
 
     fn pid(&self, id: JobId) -> Option<i32> {
-        lock(&self.live).get(&id).map(|job| job.pid)
+        let job = lock(&self.jobs).get(&id).cloned();
+        job.map(|job| job.pid())
     }
 
-    /// The live jobs of `user` whose id starts with `name`.
-    fn find(&self, user: &str, name: &str) -> Vec<(JobId, Live)> {
-        let live = lock(&self.live);
-        live.iter()
-            .filter(|(id, job)| job.user == user && id.to_string().starts_with(name))
-            .map(|(id, job)| (*id, job.clone()))
-            .collect()
+    /// The jobs of this user whose id starts with `name` and that have no outcome yet.
+    fn find(&self, uid: u32, name: &str) -> Vec<Arc<Job>> {
+        let fits = |job: &&Arc<Job>| {
+            job.belongs_to(uid) && !job.is_over() && job.id.to_string().starts_with(name)
+        };
+        lock(&self.jobs).values().filter(fits).cloned().collect()
     }
 
     fn connection_id(&self) -> u64 {
@@ -136,13 +138,18 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     };
     let (recorder, record_thread) = Recorder::start(&start.config.record_dir, keep)
         .with_context(|| format!("the record in {}", start.config.record_dir.display()))?;
+    // Before the first connection: whoever comes back must find its job.
+    let mut adoptions = Some(adoptions(&first)?);
+    let jobs = adoptions.iter().flatten();
+    let jobs = jobs.map(|adoption| (adoption.job.id, adoption.job.clone()));
+    let jobs = jobs.collect();
     let estate = Arc::new(Estate::new(start.will.take()));
     let (noting, noted) = mpsc::channel(1);
     let mut noted = Some(noted);
     let shared = Arc::new(Shared {
         config: Mutex::new(Arc::new(*start.config.clone())),
         recorder,
-        live: Mutex::default(),
+        jobs: Mutex::new(jobs),
         // Connections of earlier gates keep their numbers.
         next_connection: AtomicU64::new(start.generation << 40),
         door: Door::new(Limits::from(&*start.config)),
@@ -156,6 +163,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         let listeners = start.listeners_for(number)?;
         let certificate = start.certificate.clone();
         let shared = shared.clone();
+        let adoptions = adoptions.take().unwrap_or_default();
         let lines = Lines {
             socket,
             signature,
@@ -164,7 +172,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         };
         let thread = std::thread::Builder::new()
             .name(format!("worker {number}"))
-            .spawn(move || Worker::run(shared, lines, certificate, listeners))
+            .spawn(move || Worker::run(shared, lines, certificate, listeners, adoptions))
             .context("a thread for a worker")?;
         threads.push(thread);
     }
@@ -273,10 +281,21 @@ fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
     })
 }
 
-/// A live job of an earlier gate, as the record and the list know it.
-fn adopted(snapshot: &JobSnapshot) -> Live {
-    Live {
-        user: snapshot.user.clone(),
-        pid: snapshot.pid,
+/// The live jobs of earlier gates, which the keeper tells of next.
+fn adoptions(first: &OwnedFd) -> anyhow::Result<Vec<Adoption>> {
+    let (mut adoptions, mut scratch) = (Vec::new(), Vec::new());
+    loop {
+        let (message, fds) = packet::receive::<ToGate>(first, &mut scratch)
+            .context("the keeper's word on jobs")?
+            .context("the keeper said nothing about jobs")?;
+        match message {
+            ToGate::Adopt { snapshot } => adoptions.push(Adoption {
+                job: Arc::new(Job::adopted(&snapshot)),
+                snapshot: *snapshot,
+                fds,
+            }),
+            ToGate::AllAdopted => return Ok(adoptions),
+            other => anyhow::bail!("the keeper's word on jobs is {other:?}"),
+        }
     }
 }

@@ -113,7 +113,8 @@ impl Recorder {
     }
 
     /// Writes a job down; true comes back once it is committed. A job of this
-    /// id that is there already is left as it is.
+    /// id that is there already is left as it is, but for one that never ran: its client
+    /// was lost before anything was started, and asks again.
     pub(super) fn asked(&self, asked: Asked) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         // Where the thread has died the answer's sender is dropped, and the asker sees that.
@@ -198,8 +199,11 @@ fn write(connection: &mut Connection, batch: Vec<Request>) -> rusqlite::Result<(
 fn insert(connection: &Connection, asked: &Asked) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT OR IGNORE INTO jobs (id, user, proof, source, command, cwd, asked_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO jobs (id, user, proof, source, command, cwd, asked_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (id) DO UPDATE SET outcome = NULL, error = NULL, ended_ms = NULL,
+                 source = excluded.source, asked_ms = excluded.asked_ms
+             WHERE user = excluded.user AND pid = 0 AND outcome IN ('cancelled', 'refused')",
         )?
         .execute(params![
             asked.job.as_bytes(),
@@ -371,6 +375,33 @@ mod tests {
         assert_eq!(all[1].pid, 42);
         let others = recorder.list("bob", true, 10).blocking_recv().unwrap();
         assert!(others.is_empty());
+        drop(recorder);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_never_ran_may_be_asked_for_again_and_what_ran_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep {
+            jobs_max: 10,
+            age_ms: 1 << 40,
+        };
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        let cancelled = Exit {
+            outcome: Outcome::failed(Happened::Cancelled, "disconnected", "never started"),
+            ..Exit::default()
+        };
+        for (number, pid) in [(1, 0), (2, 42)] {
+            recorder.asked(asked(number, 5));
+            recorder.ended(JobId::from_bytes([number; 16]), pid, &cancelled);
+            recorder.asked(asked(number, 6));
+        }
+        let live = recorder.list("alice", false, 10).blocking_recv().unwrap();
+        let live: Vec<_> = live
+            .iter()
+            .map(|row| (row.asked.job, row.asked.unix_ms))
+            .collect();
+        assert_eq!(live, [(JobId::from_bytes([1; 16]), 6)]);
         drop(recorder);
         thread.join().unwrap();
     }

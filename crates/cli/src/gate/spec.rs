@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bowline_proto::message::{MessageError, Start};
+use bowline_proto::message::{MessageError, OnDisconnect, Start};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_bytes::ByteBuf;
 
 use crate::ipc::packet::INLINE_SPEC_BYTES_MAX;
-use crate::ipc::{JobSpec, Pty, Source, SpecPlace, Stdin};
+use crate::ipc::{JobSpec, Pty, Source, SpecPlace, Stdin, Terms};
 
 /// The longest command that is written down, in bytes.
 const COMMAND_BYTES_MAX: usize = 4096;
@@ -48,6 +48,11 @@ pub(super) fn read(
         login: start.login,
         source,
         connection,
+        terms: Terms {
+            keep: start.on_disconnect == OnDisconnect::Keep,
+            grace_ms: start.grace_ms,
+            wait_output: start.wait_output,
+        },
     })
 }
 
@@ -149,6 +154,7 @@ mod tests {
             login: false,
             source: Source::Stdio,
             connection: 0,
+            terms: Terms::default(),
         }
     }
 

@@ -12,20 +12,19 @@ use anyhow::Context as _;
 use bowline::driver::Wire;
 use bowline::net::Socket;
 use bowline::net::tls::{self, HostSigner};
-use bowline_proto::id::JobId;
-use bowline_proto::message::Exit;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Shown};
-use super::job::Reaped;
+use super::job::{Adoption, Owner};
 use super::limits::Limits;
 use super::link::Link;
 use super::{Incoming, Shared, lock};
 use crate::config::GateConfig;
-use crate::ipc::{Cause, JobSnapshot, Source, ToGate, ToKeeper, messages, packet};
+use crate::ipc::{Source, ToGate, ToKeeper, messages, packet};
 
 /// How long nothing is accepted when no descriptor is left for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -35,6 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Worker {
     pub(super) link: Link,
     pub(super) shared: Arc<Shared>,
+    /// The owners of the jobs that this worker has the pipes of.
+    owners: TaskTracker,
     tls: Arc<rustls::ServerConfig>,
 }
 
@@ -79,6 +80,7 @@ impl Worker {
         lines: Lines,
         certificate: Vec<u8>,
         incoming: Incoming,
+        adoptions: Vec<Adoption>,
     ) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -90,25 +92,38 @@ impl Worker {
             link: Link::new(lines.socket, lines.noting.clone())
                 .context("the link to the keeper")?,
             shared,
+            owners: TaskTracker::new(),
             tls: tls::server_config(certificate, signer).context("TLS")?,
         });
         worker.link.send(&ToKeeper::Ready {
             version: messages::VERSION,
         });
-        LocalSet::new().block_on(&runtime, worker.serve(incoming, lines.noting, lines.noted))
+        let serve = worker.serve(incoming, adoptions, lines.noting, lines.noted);
+        LocalSet::new().block_on(&runtime, serve)
     }
 
     pub(super) fn config(&self) -> Arc<GateConfig> {
         lock(&self.shared.config).clone()
     }
 
+    /// Has a job served to its end.
+    pub(super) fn own(&self, owner: Owner) {
+        self.owners.spawn_local(owner.serve());
+    }
+
     async fn serve(
         self: Rc<Self>,
         incoming: Incoming,
+        adoptions: Vec<Adoption>,
         noting: mpsc::Sender<()>,
         mut noted: Option<mpsc::Receiver<()>>,
     ) -> anyhow::Result<()> {
         let (stop, retire) = (CancellationToken::new(), &self.shared.retire);
+        for adoption in adoptions {
+            self.own(Owner::adopt(self.clone(), adoption));
+        }
+        // It is waited for once no connection can bring another.
+        self.owners.close();
         let mut tasks = JoinSet::new();
         match incoming {
             Incoming::Listeners(listeners) => {
@@ -124,9 +139,9 @@ impl Worker {
             }
         }
         drop(noting);
-        let link = self.link.run(|message, fds| match message {
+        let link = self.link.run(|message, _fds| match message {
             ToGate::Retire => retire.cancel(),
-            message => self.other(message, fds, &stop),
+            message => self.other(message, &stop),
         });
         let mut link = std::pin::pin!(link);
         let mut linked = true;
@@ -146,70 +161,27 @@ impl Worker {
                         });
                     }
                 }
-                ended = tasks.join_next() => match ended {
-                    None => return Ok(()),
-                    Some(Err(error)) if error.is_panic() => {
+                Some(ended) = tasks.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
                         std::panic::resume_unwind(error.into_panic());
                     }
-                    Some(_) => {}
-                },
+                }
+                () = self.owners.wait(), if tasks.is_empty() => return Ok(()),
             }
         }
     }
 
     /// What the keeper says that concerns no connection of this worker.
-    fn other(&self, message: ToGate, fds: Vec<OwnedFd>, stop: &CancellationToken) {
+    fn other(&self, message: ToGate, stop: &CancellationToken) {
         match message {
             ToGate::Drain { .. } => stop.cancel(),
             ToGate::Reload { config } => {
                 self.shared.door.set_limits(Limits::from(&*config));
                 *lock(&self.shared.config) = Arc::new(*config);
             }
-            ToGate::Adopt { snapshot } => self.adopt(&snapshot, fds),
-            ToGate::Ended {
-                job,
-                exited,
-                cause,
-                tree,
-                unix_ms,
-            } => self.over(job, &Reaped::new(exited, cause, tree, unix_ms), None),
-            // An answer to a connection that is gone; what it asked for was ended with it.
+            // An answer to a connection or job that is gone.
             _ => {}
         }
-    }
-
-    /// A job of a gate that is gone, and of its connection. Until jobs can be
-    /// resumed its tree ends with it, unless the server itself cut the connection:
-    /// then it goes on, and waits where its output fills its pipes.
-    fn adopt(&self, snapshot: &JobSnapshot, fds: Vec<OwnedFd>) {
-        self.shared.enter(snapshot.job, super::adopted(snapshot));
-        if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
-            let reaped = Reaped::new(exited, cause, tree, unix_ms);
-            return self.over(snapshot.job, &reaped, Some(snapshot.started_unix_ms));
-        }
-        if snapshot.kept {
-            let streams = snapshot.open.iter().copied().zip(fds);
-            return self.shared.estate.hold(snapshot.job, streams.collect());
-        }
-        tracing::warn!(job = %snapshot.job, "its gate died; the job is ended");
-        self.link.send(&ToKeeper::End {
-            job: snapshot.job,
-            cause: Cause::Disconnected,
-            first: rustix::process::Signal::HUP.as_raw(),
-        });
-    }
-
-    /// A job that no connection is there for is over: what became of it is
-    /// recorded, and the keeper may forget it.
-    fn over(&self, job: JobId, reaped: &Reaped, started_ms: Option<u64>) {
-        let pid = self.shared.pid(job).unwrap_or(0);
-        self.shared.leave(job);
-        let exit = Exit {
-            outcome: reaped.outcome(started_ms),
-            ..Exit::default()
-        };
-        self.shared.recorder.ended(job, pid, &exit);
-        self.link.send(&ToKeeper::Released { job });
     }
 
     async fn accept(
@@ -300,6 +272,7 @@ impl Worker {
         if let Some(connection) = connection {
             connection.await;
         }
+        self.owners.wait().await;
         // There will be no other: the keeper sees the gate end and ends too.
         std::process::exit(0);
     }

@@ -12,6 +12,9 @@ pub use bowline_proto::auth::{Binding, Proof};
 /// The version of this protocol. Keeper and gate are the same binary, except
 /// for the moments of an upgrade, so a difference means "start another gate".
 pub const VERSION: u16 = 3;
+/// The number in an answer that no request of this gate asked for: the job was being started when
+/// an earlier gate died.
+pub const NO_REQUEST: u64 = u64::MAX;
 
 /// A permission to start jobs as one user for one connection; 128 random bits
 /// that the keeper chose.
@@ -108,14 +111,18 @@ pub enum ToGate {
     /// They were not, or the user may not.
     Denied { request: u64, code: DenyCode },
     /// The program runs. Beside it: the write end of stdin if the spec asked for
-    /// a pipe, then the read ends of stdout and stderr; all non-blocking. With a
-    /// terminal its master stands for stdin and stdout, and stderr comes only where
-    /// it is a pipe.
+    /// a pipe, then the read ends of stdout and stderr as `open` names them; all non-blocking.
+    /// Then the memfds of `spools`: their file positions are shared and mean something, so
+    /// only one gate at a time may use them. With a terminal then its master, the end of
+    /// stdout's pipe that it is emptied into, and the end of stdin's pipe that it is filled from if there is
+    /// one; stderr is open only where it is a pipe. With [`NO_REQUEST`] nothing is beside it.
     Started {
         request: u64,
         job: JobId,
         pid: i32,
         unix_ms: u64,
+        open: Vec<Stream>,
+        spools: Vec<Stream>,
     },
     /// The program could not be started; this is the job's outcome.
     NotStarted {
@@ -138,10 +145,11 @@ pub enum ToGate {
         tree: Tree,
         unix_ms: u64,
     },
-    /// A job of an earlier gate, on the first worker's socket after
-    /// `Welcome`. Beside it the descriptors as in `Started`, those that are
-    /// still open.
+    /// A live job of an earlier gate, on the first worker's socket after
+    /// `Welcome`. Beside it the descriptors as in `Started`.
     Adopt { snapshot: Box<JobSnapshot> },
+    /// That was the last of them.
+    AllAdopted,
     /// The configuration changed; sessions go on.
     Reload { config: Box<GateConfig> },
     /// Write down what is known and go, at once and without a word to the
@@ -184,8 +192,13 @@ pub struct Answer {
 pub enum Bequest {
     /// A listening socket.
     Listener { address: String },
-    /// The ends of a job's streams that are open, in this order.
-    Job { job: JobId, open: Vec<Stream> },
+    /// The ends of a job's pipes that are open, in this order, then the memfds of its streams,
+    /// then what belongs to its terminal.
+    Job {
+        job: JobId,
+        open: Vec<Stream>,
+        spools: Vec<Stream>,
+    },
     /// That was all.
     End,
 }
@@ -264,6 +277,39 @@ pub struct JobSpec {
     pub source: Source,
     /// The connection that started it, as the gate counts them.
     pub connection: u64,
+    /// What else was asked for.
+    pub terms: Terms,
+}
+
+impl JobSpec {
+    /// Tells two specs apart, and is the same in every version: what two starts of one job must
+    /// have in common. Of the connection only the terms count.
+    pub fn fingerprint(&self) -> u64 {
+        let rest = (self.shell, self.stdin, self.timeout_ms, &self.terms);
+        let rest = (rest, &self.pty, self.login);
+        let rest = postcard::to_stdvec(&rest).unwrap_or_default();
+        let lists = [&self.argv, &self.env];
+        let counts = lists.map(|list| list.len().to_le_bytes());
+        let strings = lists.into_iter().flatten().chain(&self.cwd);
+        let ended = strings.flat_map(|string| string.iter().chain(&[0]));
+        // FNV-1a, 64 bits.
+        let bytes = counts.as_flattened().iter().chain(ended).chain(&rest);
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+}
+
+/// What a client asks for beside the program: what happens to the job when nobody is attached.
+/// The gate's business; the keeper keeps it for the next gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The job outlives its connections, for the grace time.
+    pub keep: bool,
+    /// That time, if the client named one.
+    pub grace_ms: Option<u64>,
+    /// The outcome waits for the end of the output.
+    pub wait_output: bool,
 }
 
 /// The terminal that a program gets.
@@ -386,8 +432,16 @@ pub struct JobSnapshot {
     pub started_unix_ms: u64,
     pub source: Source,
     pub connection: u64,
-    /// Which descriptors come beside it, in this order.
+    pub fingerprint: u64,
+    pub terms: Terms,
+    /// Its program is about to be executed: whether it can be is told by `Started` or `NotStarted`.
+    pub starting: bool,
+    /// Whether it was started with a pipe as its stdin.
+    pub stdin: Stdin,
+    /// Which pipes come beside it, in this order.
     pub open: Vec<Stream>,
+    /// Which memfds come behind them, in this order.
+    pub spools: Vec<Stream>,
     /// It goes on although nobody is connected to it: the server itself cut the connection.
     pub kept: bool,
     /// Set if the main process has ended already.
@@ -418,8 +472,9 @@ mod tests {
         assert_eq!(bytes(&Bequest::Listener { address }), "000178");
         let job = JobId::from_bytes([5; 16]);
         let open = vec![Stream::Stdin, Stream::Stdout, Stream::Stderr];
-        let told = format!("01{}03000102", "05".repeat(16));
-        assert_eq!(bytes(&Bequest::Job { job, open }), told);
+        let spools = vec![Stream::Stdout, Stream::Stderr];
+        let told = format!("01{}03000102020102", "05".repeat(16));
+        assert_eq!(bytes(&Bequest::Job { job, open, spools }), told);
         assert_eq!(bytes(&Bequest::End), "02");
     }
 }

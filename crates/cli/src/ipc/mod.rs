@@ -11,6 +11,6 @@ pub mod packet;
 
 pub use messages::{
     Answer, Bequest, Binding, Cause, DenyCode, Exited, Grant, GrantToken, Granted, JobSnapshot,
-    JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream,
+    JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream, Terms,
     ToGate, ToKeeper, Tree,
 };

@@ -156,6 +156,7 @@ mod tests {
             login: false,
             source: Source::Tcp("::ffff:192.0.2.7".parse().unwrap(), 51_312),
             connection: 1,
+            terms: crate::ipc::Terms::default(),
         };
         let job = JobId::from_bytes([0xab; 16]);
         environment(decision, &spec, job, b"/bin")

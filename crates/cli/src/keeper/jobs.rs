@@ -28,7 +28,9 @@ use super::spawn::{self, Pending};
 use super::terminal;
 use super::tree::Roots;
 use crate::clock::unix_ms;
-use crate::ipc::{Cause, Exited, JobSnapshot, RefuseCode, Source, Stream, ToGate, Tree};
+use crate::ipc::{
+    Cause, Exited, JobSnapshot, RefuseCode, Source, Stdin, Stream, Terms, ToGate, Tree,
+};
 
 /// Names a job within this keeper; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,10 +56,8 @@ pub(super) struct Job {
     pub(super) source: Source,
     pub(super) connection: u64,
     pub(super) fingerprint: u64,
-    /// How many streams the gate is given.
-    pub(super) streams: usize,
-    /// The terminal that its session controls: the keeper's hold on the master.
-    pub(super) terminal: Option<Rc<OwnedFd>>,
+    pub(super) stdin: Stdin,
+    pub(super) terms: Terms,
     /// Whom the present gate is told of it through.
     pub(super) worker: usize,
     /// Starts that wait for their answer.
@@ -91,6 +91,13 @@ pub(super) struct Pipes {
     pub(super) stdin: Option<Rc<OwnedFd>>,
     pub(super) stdout: Option<Rc<OwnedFd>>,
     pub(super) stderr: Option<Rc<OwnedFd>>,
+    /// The memfds that the gate moves bytes through: held until the job is released, so that the next gate
+    /// finds in them what this one had not passed on.
+    pub(super) spools: Vec<(Stream, Rc<OwnedFd>)>,
+    /// The master of its terminal, the end of stdout's pipe that it is emptied into, and the end
+    /// of stdin's pipe that it is filled from. A terminal cannot be spliced into a memfd; and what is
+    /// in the pipes is not lost with a gate.
+    pub(super) terminal: Vec<Rc<OwnedFd>>,
 }
 
 impl Pipes {
@@ -108,6 +115,8 @@ impl Pipes {
             stdin: self.stdin.clone(),
             stdout: self.stdout.clone(),
             stderr: self.stderr.clone(),
+            spools: self.spools.clone(),
+            terminal: self.terminal.clone(),
         }
     }
 
@@ -120,6 +129,20 @@ impl Pipes {
         let open = all.into_iter();
         open.filter_map(|(stream, fd)| Some((stream, Rc::clone(fd.as_ref()?))))
             .unzip()
+    }
+
+    /// The master of the terminal that its session controls.
+    pub(super) fn master(&self) -> Option<&Rc<OwnedFd>> {
+        self.terminal.first()
+    }
+
+    /// The pipes that are open, the memfds, and the descriptors of both and of the terminal in this order.
+    pub(super) fn all(&self) -> (Vec<Stream>, Vec<Stream>, Vec<Rc<OwnedFd>>) {
+        let (open, mut fds) = self.open();
+        fds.extend(self.spools.iter().map(|(_, fd)| Rc::clone(fd)));
+        fds.extend(self.terminal.iter().cloned());
+        let spools = self.spools.iter().map(|(stream, _)| *stream);
+        (open, spools.collect(), fds)
     }
 }
 
@@ -210,15 +233,13 @@ impl Keeper {
         for serial in self.jobs.all() {
             self.adopt(serial);
         }
+        self.send(0, &ToGate::AllAdopted, &[]);
     }
 
-    pub(super) fn adopt(&mut self, serial: Serial) {
+    fn adopt(&mut self, serial: Serial) {
         let Some(job) = self.jobs.get(serial) else {
             return;
         };
-        if !matches!(job.phase, JobPhase::Running | JobPhase::Ended(_)) {
-            return;
-        }
         let (snapshot, fds) = job.snapshot();
         let (worker, snapshot) = (job.worker, Box::new(snapshot));
         self.send(worker, &ToGate::Adopt { snapshot }, &fds);
@@ -269,8 +290,8 @@ impl Job {
             source: start.spec.source,
             connection: start.spec.connection,
             fingerprint: start.fingerprint,
-            streams: pipes.open().0.len(),
-            terminal: start.spec.pty.and_then(|_| pipes.stdout.clone()),
+            stdin: start.spec.stdin,
+            terms: start.spec.terms,
             worker: start.worker,
             requests: vec![start.request],
             pid: spawned.pid,
@@ -293,7 +314,7 @@ impl Job {
             return;
         }
         // What is typed at a terminal is for the program in front, so signals are too.
-        if let Some(front) = self.terminal.as_ref().and_then(terminal::front)
+        if let Some(front) = self.pipes.master().and_then(terminal::front)
             && rustix::process::kill_process_group(front, signal).is_ok()
         {
             return;
@@ -317,7 +338,7 @@ impl Job {
     }
 
     fn snapshot(&self) -> (JobSnapshot, Vec<Rc<OwnedFd>>) {
-        let (open, fds) = self.pipes.open();
+        let (open, spools, fds) = self.pipes.all();
         let ended = match self.phase {
             JobPhase::Ended(end) => Some((end.exited, end.cause, end.tree, end.unix_ms)),
             _ => None,
@@ -330,7 +351,12 @@ impl Job {
             started_unix_ms: self.unix_ms,
             source: self.source.clone(),
             connection: self.connection,
+            fingerprint: self.fingerprint,
+            terms: self.terms,
+            starting: matches!(self.phase, JobPhase::Starting(_)),
+            stdin: self.stdin,
             open,
+            spools,
             ended,
             kept: self.kept,
         };
@@ -357,7 +383,12 @@ fn lost_snapshot(image: &JobImage) -> Option<JobSnapshot> {
         started_unix_ms: image.start.unix_ms,
         source: image.start.source.clone(),
         connection: image.start.connection,
+        fingerprint: image.start.fingerprint,
+        terms: image.start.terms,
+        starting: false,
+        stdin: Stdin::Null,
         open: Vec::new(),
+        spools: Vec::new(),
         ended: Some((end.exited, end.cause, end.tree, end.unix_ms)),
         kept: false,
     })

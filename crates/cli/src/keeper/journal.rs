@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bowline_proto::id::JobId;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::{Cause, Exited, Source, Stream, Tree};
+use crate::ipc::{Cause, Exited, Source, Stream, Terms, Tree};
 
 /// The version of the records. A journal of another version is put aside.
 pub(crate) const VERSION: u16 = 1;
@@ -73,15 +73,10 @@ pub(crate) struct StartRecord {
     pub(crate) unix_ms: u64,
     /// When its timeout ends it.
     pub(crate) deadline_unix_ms: Option<u64>,
-    /// What happens when nobody is connected to it.
-    pub(crate) on_disconnect: OnDisconnect,
-}
-
-/// What happens to a job without a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum OnDisconnect {
-    /// The gate asks for its end.
-    End,
+    /// What another start of it must have in common with this one.
+    pub(crate) fingerprint: u64,
+    /// What a gate needs to know of it.
+    pub(crate) terms: Terms,
 }
 
 /// How a job ended.
@@ -466,7 +461,8 @@ mod tests {
             connection: 3,
             unix_ms: 4,
             deadline_unix_ms: Some(5),
-            on_disconnect: OnDisconnect::End,
+            fingerprint: 4,
+            terms: Terms::default(),
         })
     }
 

@@ -214,7 +214,7 @@ fn quote(argument: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::{Source, Stdin};
+    use crate::ipc::{Source, Stdin, Terms};
 
     fn spec(argv: &[&[u8]]) -> JobSpec {
         JobSpec {
@@ -228,6 +228,7 @@ mod tests {
             login: false,
             source: Source::Unix,
             connection: 1,
+            terms: Terms::default(),
         }
     }
 

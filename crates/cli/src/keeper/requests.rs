@@ -4,7 +4,6 @@
 //! signal by the job's number. A packet that is no message, or that does not
 //! belong on its socket, ends the gate: another one starts clean.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
@@ -254,7 +253,7 @@ impl Keeper {
             worker,
             request,
             job,
-            fingerprint: fingerprint(&spec),
+            fingerprint: spec.fingerprint(),
             decision: decision.ok_or(RefuseCode::NoGrant)?,
             spec,
         };
@@ -299,20 +298,4 @@ fn read_spec(memfd: OwnedFd) -> io::Result<JobSpec> {
     let mut buffer = vec![0; bytes];
     std::fs::File::from(memfd).read_exact_at(&mut buffer, 0)?;
     postcard::from_bytes(&buffer).map_err(|_| invalid())
-}
-
-/// What two starts of the same job must have in common.
-fn fingerprint(spec: &JobSpec) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for strings in [&spec.argv, &spec.env] {
-        strings.len().hash(&mut hasher);
-        strings.iter().for_each(|string| string.hash(&mut hasher));
-    }
-    spec.cwd
-        .as_ref()
-        .map(|cwd| cwd.as_slice())
-        .hash(&mut hasher);
-    (spec.shell, spec.stdin as u8, spec.timeout_ms).hash(&mut hasher);
-    (&spec.pty, spec.login).hash(&mut hasher);
-    hasher.finish()
 }

@@ -3,24 +3,26 @@
 //! Nothing here waits for a child. It is answered for when it has executed its
 //! program or could not, which the loop learns as an event.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use rustix::fs::MemfdFlags;
 use rustix::pipe::PipeFlags;
 use serde_bytes::ByteBuf;
 
 use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Pipes, Serial};
-use super::journal::{OnDisconnect, Record, StartRecord};
+use super::journal::{Record, StartRecord};
 use super::requests::Start;
 use super::spawn::{self, Program, Progress, Spawned, Stage};
 use super::{Keeper, Timer, Token, terminal, tree};
 use crate::clock::unix_ms;
-use crate::ipc::{NotStarted, Pty, RefuseCode, Stdin, ToGate};
+use crate::ipc::messages::NO_REQUEST;
+use crate::ipc::{NotStarted, Pty, RefuseCode, Stdin, Stream, ToGate};
 
 /// How a start failed before there was a process.
 enum Failed {
@@ -60,7 +62,7 @@ impl Keeper {
         }
     }
 
-    /// The same start came twice: it is answered once more if the first answer still holds.
+    /// The same start came twice while the program is being executed: both are answered.
     fn start_again(&mut self, serial: Serial, start: &Start) {
         let Some(job) = self.jobs.get(serial) else {
             return;
@@ -69,13 +71,10 @@ impl Keeper {
             && job.connection == start.spec.connection
             && job.worker == start.worker
             && job.fingerprint == start.fingerprint;
-        let whole = job.pipes.open().0.len() == job.streams;
         match job.phase {
+            // Once a gate has the descriptors it knows the job, and answers by itself: there must
+            // never be two who use them.
             JobPhase::Starting(_) if same => job.requests.push(start.request),
-            JobPhase::Running if same && whole => {
-                job.requests.push(start.request);
-                self.tell_started(serial);
-            }
             _ => self.refuse(
                 start.worker,
                 start.request,
@@ -181,15 +180,17 @@ impl Keeper {
         Ok(Standard {
             child: [stdin, child_stdout, child_stderr],
             pipes: Pipes {
+                spools: spools(ours.is_some())?,
                 stdin: ours,
                 stdout: Some(non_blocking(stdout)?),
                 stderr: Some(non_blocking(stderr)?),
+                terminal: Vec::new(),
             },
             tty: None,
         })
     }
 
-    /// The same with a terminal. Its master is one open file for both directions.
+    /// The same with a terminal: its master is at the other ends of the pipes.
     fn terminal(&self, pty: &Pty, start: &Start) -> io::Result<Standard> {
         let owner =
             (self.own.uid != start.decision.account.uid).then_some(start.decision.account.uid);
@@ -206,12 +207,23 @@ impl Keeper {
         } else {
             (rustix::io::fcntl_dupfd_cloexec(&made.slave, 3)?, None)
         };
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
+        let (stdout, from_master) = pipe()?;
+        let mut terminal = vec![master, Rc::new(from_master)];
+        let mut to_master = None;
+        if with_stdin {
+            let (typed, writer) = pipe()?;
+            terminal.push(Rc::new(typed));
+            to_master = Some(Rc::new(writer));
+        }
         Ok(Standard {
             child: [stdin, made.slave, stderr],
             pipes: Pipes {
-                stdin: with_stdin.then(|| Rc::clone(&master)),
-                stdout: Some(master),
+                stdin: to_master,
+                stdout: Some(Rc::new(stdout)),
                 stderr: ours,
+                spools: spools(with_stdin)?,
+                terminal,
             },
             tty: Some(made.variable),
         })
@@ -244,18 +256,29 @@ impl Keeper {
             return;
         };
         let requests = std::mem::take(&mut job.requests);
-        if requests.is_empty() {
-            // It was asked for by a gate that is gone.
-            return self.adopt(serial);
-        }
-        let (worker, (_, fds)) = (job.worker, job.pipes.open());
+        let (worker, (open, spools, fds)) = (job.worker, job.pipes.all());
         let (job, pid, unix_ms) = (job.id, job.pid.as_raw_pid(), job.unix_ms);
+        if requests.is_empty() {
+            // It was asked for by a gate that is gone; this one has its descriptors.
+            let request = NO_REQUEST;
+            let started = ToGate::Started {
+                request,
+                job,
+                pid,
+                unix_ms,
+                open: Vec::new(),
+                spools: Vec::new(),
+            };
+            return self.send(worker, &started, &[]);
+        }
         for request in requests {
             let started = ToGate::Started {
                 request,
                 job,
                 pid,
                 unix_ms,
+                open: open.clone(),
+                spools: spools.clone(),
             };
             self.send(worker, &started, &fds);
         }
@@ -272,6 +295,9 @@ impl Keeper {
             self.jobs.failed.insert(serial, (pidfd, job.cgroup.take()));
         }
         self.record(Record::NotStarted { job: job.id });
+        if job.requests.is_empty() {
+            job.requests.push(NO_REQUEST);
+        }
         for request in job.requests {
             let answer = ToGate::NotStarted {
                 request,
@@ -293,7 +319,8 @@ fn start_record(start: &Start, now: u64) -> StartRecord {
         connection: start.spec.connection,
         unix_ms: now,
         deadline_unix_ms: start.spec.timeout_ms.map(|ms| now.saturating_add(ms)),
-        on_disconnect: OnDisconnect::End,
+        fingerprint: start.fingerprint,
+        terms: start.spec.terms,
     }
 }
 
@@ -310,6 +337,19 @@ fn speaks_utf8(env: &[ByteBuf]) -> bool {
             .iter()
             .any(|code| text.windows(code.len()).any(|part| part == *code))
     })
+}
+
+/// The memfds of a job's streams, without a page: what is never used costs little.
+fn spools(stdin: bool) -> io::Result<Vec<(Stream, Rc<OwnedFd>)>> {
+    let all = [
+        (Stream::Stdin, c"bowline-stdin"),
+        (Stream::Stdout, c"bowline-stdout"),
+        (Stream::Stderr, c"bowline-stderr"),
+    ];
+    let wanted = all.into_iter().skip(usize::from(!stdin));
+    let memfd = |name: &CStr| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
+    let spools = wanted.map(|(stream, name)| Ok((stream, Rc::new(memfd(name)?))));
+    spools.collect()
 }
 
 fn non_blocking(fd: OwnedFd) -> io::Result<Rc<OwnedFd>> {

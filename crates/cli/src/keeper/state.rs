@@ -13,7 +13,7 @@ use bowline_proto::id::JobId;
 use serde::{Deserialize, Serialize};
 
 use super::journal::JobImage;
-use crate::ipc::Cause;
+use crate::ipc::{Cause, Stdin, Stream};
 
 /// The version of [`KeeperState`]; raised with every change of it or of what it contains.
 pub(crate) const VERSION: u16 = 2;
@@ -92,18 +92,19 @@ pub(crate) struct JobState {
     /// The main process is a child of this process.
     pub(crate) ours: bool,
     pub(crate) fingerprint: u64,
-    /// How many streams its gate was given.
-    pub(crate) streams: usize,
+    pub(crate) stdin: Stdin,
     /// Why it is being made to end.
     pub(crate) cause: Option<Cause>,
     /// Until the main process is reaped.
     pub(crate) pidfd: Option<RawFd>,
     /// Until it has executed its program: the pipe that says so, and what it has said.
     pub(crate) starting: Option<(RawFd, Vec<u8>)>,
-    /// The ends of stdin, stdout and stderr that are open, and the master of its
-    /// terminal. With a terminal several of them are the same descriptor.
+    /// The ends of stdin, stdout and stderr that are open.
     pub(crate) pipes: [Option<RawFd>; 3],
-    pub(crate) terminal: Option<RawFd>,
+    /// The memfds of its streams.
+    pub(crate) spools: Vec<(Stream, RawFd)>,
+    /// The master of its terminal, and the ends of pipes that it is joined to.
+    pub(crate) terminal: Vec<RawFd>,
     pub(crate) cgroup: Option<CgroupState>,
     /// Processes that were seen to belong to it: pid and start time.
     pub(crate) seen: Vec<(i32, u64)>,

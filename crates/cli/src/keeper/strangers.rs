@@ -18,9 +18,9 @@ use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Pipes, Serial, has_ended};
 use super::journal::{EndRecord, JobImage, Record};
 use super::tree::{self, Roots};
-use super::{Keeper, Timer, Token, terminal};
+use super::{Keeper, Timer, Token};
 use crate::clock::unix_ms;
-use crate::ipc::{Exited, Tree};
+use crate::ipc::{Exited, Stdin, Stream, Tree};
 
 /// A main process that runs.
 struct Main {
@@ -145,17 +145,17 @@ impl Job {
         if let Some(main) = &main {
             roots.remember(&[(main.pid.as_raw_pid(), main.started)]);
         }
-        let streams = pipes.open().0.len();
-        let terminal = pipes.stdout.clone().filter(terminal::is_master);
+        let has_stdin = |(stream, _): &(Stream, _)| *stream == Stream::Stdin;
+        let piped = pipes.stdin.is_some() || pipes.spools.iter().any(has_stdin);
         Some(Self {
             id: image.start.job,
             user: image.start.user.clone(),
             uid: image.start.uid,
             source: image.start.source.clone(),
             connection: image.start.connection,
-            fingerprint: 0,
-            streams,
-            terminal,
+            fingerprint: image.start.fingerprint,
+            terms: image.start.terms,
+            stdin: if piped { Stdin::Pipe } else { Stdin::Null },
             worker: 0,
             requests: Vec::new(),
             pid,

@@ -5,7 +5,7 @@
 //! program is executed and when it is not is decided in [`super::upgrade`].
 
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -85,6 +85,11 @@ impl Keeper {
         for (place, pipe) in passed.iter_mut().zip(pipes) {
             *place = pipe.as_ref().map(|pipe| pass(pipe.as_fd())).transpose()?;
         }
+        let spools = job.pipes.spools.iter();
+        let spools = spools.map(|(stream, memfd)| Ok((*stream, pass(memfd.as_fd())?)));
+        let spools = spools.collect::<io::Result<_>>()?;
+        let terminal = job.pipes.terminal.iter().map(|fd| pass(fd.as_fd()));
+        let terminal = terminal.collect::<io::Result<_>>()?;
         let starting = match &job.phase {
             JobPhase::Starting(pending) => {
                 Some((pass(pending.status())?, pending.report().to_vec()))
@@ -92,7 +97,6 @@ impl Keeper {
             JobPhase::Running | JobPhase::Ended(_) => None,
         };
         let pidfd = job.pidfd.as_ref().map(|pidfd| pass(pidfd.as_fd()));
-        let terminal = job.terminal.as_ref().map(|master| pass(master.as_fd()));
         let cgroup = job.cgroup.as_ref().map(|cgroup| cgroup.state(pass));
         let due = |timer| self.timers.at(timer).map(monotonic_ms);
         Ok(JobState {
@@ -100,12 +104,13 @@ impl Keeper {
             pid: job.pid.as_raw_pid(),
             ours: job.ours,
             fingerprint: job.fingerprint,
-            streams: job.streams,
+            stdin: job.stdin,
             cause: job.cause,
             pidfd: pidfd.transpose()?,
             starting,
             pipes: passed,
-            terminal: terminal.transpose()?,
+            spools,
+            terminal,
             cgroup: cgroup.transpose()?,
             seen: job.roots.seen(),
             timeout_ms: due(Timer::JobTimeout(serial)),
@@ -154,10 +159,22 @@ impl Keeper {
 
 impl Job {
     fn resume(state: &JobState, image: &JobImage) -> io::Result<Self> {
-        let mut ends = Ends::default();
-        let [stdin, stdout, stderr] = state.pipes;
+        let open = |number: &Option<RawFd>| -> io::Result<Option<OwnedFd>> {
+            number.map(inherited::take).transpose()
+        };
+        let shared = |number| Ok::<_, io::Error>(open(number)?.map(Rc::new));
+        let [stdin, stdout, stderr] = &state.pipes;
+        let spools = state.spools.iter();
+        let spools =
+            spools.map(|&(stream, number)| Ok((stream, Rc::new(inherited::take(number)?))));
+        let spools = spools.collect::<io::Result<_>>()?;
+        let terminal = state
+            .terminal
+            .iter()
+            .map(|&fd| Ok(Rc::new(inherited::take(fd)?)));
+        let terminal = terminal.collect::<io::Result<_>>()?;
         let pid = Pid::from_raw(state.pid).ok_or(io::ErrorKind::InvalidData)?;
-        let pidfd = state.pidfd.map(inherited::take).transpose()?;
+        let pidfd = open(&state.pidfd)?;
         let mut roots = Roots::new(state.job, pid);
         roots.remember(&state.seen);
         if pidfd.is_none() || !state.ours {
@@ -178,17 +195,19 @@ impl Job {
             source: image.start.source.clone(),
             connection: image.start.connection,
             fingerprint: state.fingerprint,
-            streams: state.streams,
-            terminal: ends.take(state.terminal)?,
+            stdin: state.stdin,
+            terms: image.start.terms,
             worker: 0,
             requests: Vec::new(),
             pid,
             ours: state.ours,
             pidfd,
             pipes: Pipes {
-                stdin: ends.take(stdin)?,
-                stdout: ends.take(stdout)?,
-                stderr: ends.take(stderr)?,
+                stdin: shared(stdin)?,
+                stdout: shared(stdout)?,
+                stderr: shared(stderr)?,
+                spools,
+                terminal,
             },
             cgroup: state.cgroup.clone().map(Cgroup::resume).transpose()?,
             roots,
@@ -197,24 +216,6 @@ impl Job {
             cause: state.cause,
             kept: true,
         })
-    }
-}
-
-/// The descriptors of one job's streams that were taken; some stand for more than one stream.
-#[derive(Default)]
-struct Ends(Vec<Rc<OwnedFd>>);
-
-impl Ends {
-    fn take(&mut self, number: Option<RawFd>) -> io::Result<Option<Rc<OwnedFd>>> {
-        let Some(number) = number else {
-            return Ok(None);
-        };
-        if let Some(taken) = self.0.iter().find(|fd| fd.as_raw_fd() == number) {
-            return Ok(Some(Rc::clone(taken)));
-        }
-        let taken = Rc::new(inherited::take(number)?);
-        self.0.push(Rc::clone(&taken));
-        Ok(Some(taken))
     }
 }
 

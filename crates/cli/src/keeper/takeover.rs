@@ -23,6 +23,8 @@ use super::jobs::Pipes;
 use super::{Keeper, Token, state, terminal};
 use crate::ipc::{Answer, Bequest, Question, Stream, packet};
 
+/// A terminal's master and the pipes that it is joined to.
+const TERMINAL_FDS_MAX: usize = 3;
 /// Whoever asks is connected for a moment; more at once get no answer.
 const ASKERS_MAX: usize = 8;
 /// How long a keeper may take to answer.
@@ -143,8 +145,8 @@ impl Estate {
                     let sockets = fds.into_iter().map(|fd| (address.clone(), fd));
                     estate.listeners.extend(sockets.take(1));
                 }
-                Some((Bequest::Job { job, open }, fds)) => {
-                    estate.jobs.insert(job, pipes(&open, fds));
+                Some((Bequest::Job { job, open, spools }, fds)) => {
+                    estate.jobs.insert(job, pipes(&open, &spools, fds));
                 }
                 Some((Bequest::End, _)) => return Ok(Some(estate)),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -166,24 +168,34 @@ impl Estate {
     }
 }
 
-/// The streams of a job, of those that are pipes and open in the right direction, or a terminal's master.
-fn pipes(open: &[Stream], fds: Vec<OwnedFd>) -> Pipes {
+/// The pipes and memfds of a job, of those that are pipes and open in the right direction, or
+/// files that can be read and written; and its terminal, if it is one.
+fn pipes(open: &[Stream], spools: &[Stream], fds: Vec<OwnedFd>) -> Pipes {
     let mut pipes = Pipes::default();
-    for (&stream, fd) in open.iter().zip(fds) {
+    let mut fds = fds.into_iter();
+    for (&stream, fd) in open.iter().zip(fds.by_ref()) {
         let wanted = match stream {
             Stream::Stdin => OFlags::WRONLY,
             Stream::Stdout | Stream::Stderr => OFlags::RDONLY,
         };
-        let is_pipe = rustix::fs::fstat(&fd)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
-        let is_its_end =
-            rustix::fs::fcntl_getfl(&fd).is_ok_and(|flags| flags & OFlags::RWMODE == wanted);
-        let fits = is_pipe && is_its_end || terminal::is_master(&fd);
-        if fits && rustix::io::ioctl_fionbio(&fd, true).is_ok() {
+        if is(&fd, FileType::Fifo, wanted) && rustix::io::ioctl_fionbio(&fd, true).is_ok() {
             *pipes.of(stream) = Some(Rc::new(fd));
         }
     }
+    let memfds = spools.iter().copied().zip(fds.by_ref());
+    let memfds = memfds.filter(|(_, fd)| is(fd, FileType::RegularFile, OFlags::RDWR));
+    pipes.spools = memfds.map(|(stream, fd)| (stream, Rc::new(fd))).collect();
+    let terminal: Vec<_> = fds.take(TERMINAL_FDS_MAX).map(Rc::new).collect();
+    if terminal.first().is_some_and(terminal::is_master) {
+        pipes.terminal = terminal;
+    }
     pipes
+}
+
+fn is(fd: &OwnedFd, kind: FileType, mode: OFlags) -> bool {
+    let of_kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == kind);
+    let in_mode = rustix::fs::fcntl_getfl(fd).map(|flags| flags & OFlags::RWMODE == mode);
+    of_kind == Ok(true) && in_mode == Ok(true)
 }
 
 fn socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {

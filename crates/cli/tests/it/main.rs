@@ -9,6 +9,7 @@ mod openssh;
 mod policy;
 mod producers;
 mod readme;
+mod resume;
 mod retries;
 mod run;
 mod scenarios;

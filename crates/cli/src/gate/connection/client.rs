@@ -4,17 +4,11 @@ use std::os::fd::AsFd;
 use std::task::{Context, Poll};
 
 use bowline_proto::auth::{Binding, EXPORTER_LABEL, proofs_from_json};
-use bowline_proto::id::Channel;
-use bowline_proto::limits::{JOBS_PER_MESSAGE_MAX, PROTOCOL};
-use bowline_proto::message::{Auth, JobRow, Jobs, Signal, Start};
+use bowline_proto::limits::PROTOCOL;
+use bowline_proto::message::Auth;
 use bowline_proto::session::{Event, ServerEvent, SessionError, Step};
 
-use super::super::job::Job;
-use super::super::record::Asked;
-use super::super::{Live, spec};
-use super::keeper::KEEPER_GONE;
-use super::{Authenticated, Connection, EARLY_SIGNALS_MAX, Phase, Shown, order, refused};
-use crate::clock::unix_ms;
+use super::{Connection, Phase, Shown};
 use crate::ipc::ToKeeper;
 
 impl Connection {
@@ -156,9 +150,9 @@ impl Connection {
         };
         match event {
             Event::Data { bytes, end, .. } => {
-                if let Some(job) = self.jobs.get_mut(&channel.0) {
-                    let written = job.stdin(bytes, end);
-                    session.consumed(channel, bowline_proto::frame::Stream::Stdin, written);
+                let offset = Self::stdin_offset(session, channel, bytes.len());
+                if let Some(attachment) = self.jobs.get(&channel.0) {
+                    attachment.input(offset, bytes, end);
                 }
                 self.wire.take(len);
                 return Ok(true);
@@ -169,144 +163,36 @@ impl Connection {
             }
             Event::Signal(signal) => {
                 self.wire.take(len);
-                self.signal(&authenticated, channel, signal);
+                self.signal(&authenticated, channel, &signal);
             }
             Event::Resize(size) => {
                 self.wire.take(len);
-                if let Some(job) = self.jobs.get_mut(&channel.0) {
-                    job.resize(size.cols, size.rows);
+                if let Some(attachment) = self.jobs.get(&channel.0) {
+                    attachment.job().resize(size.cols, size.rows);
                 }
             }
             Event::List(list) => {
                 self.wire.take(len);
                 self.list(&list);
             }
-            Event::Attach(_) => {
+            Event::Attach(attach) => {
                 self.wire.take(len);
-                let refused = refused("not_permitted", "this server cannot resume jobs yet");
-                session.refuse(channel, &refused);
+                self.attach(&authenticated, channel, &attach);
+            }
+            Event::Forget(forget) => {
+                self.wire.take(len);
+                self.forget(&authenticated, forget.job);
             }
             Event::Bye(_) => {
                 self.wire.take(len);
+                self.forget_told();
                 self.close();
                 return Ok(false);
             }
-            // Outcomes are kept for as long as the record says.
+            // Nothing else is for a server.
             _ => self.wire.take(len),
         }
         self.rest();
         Ok(true)
-    }
-
-    pub(super) fn start(
-        &mut self,
-        authenticated: &Authenticated,
-        channel: Channel,
-        start: &Start,
-        payload: &[u8],
-    ) {
-        if let Err((code, message)) = self.try_start(authenticated, channel, start, payload)
-            && let Phase::Open(session, _) = &mut self.phase
-        {
-            session.refuse(channel, &refused(code, message));
-        }
-    }
-
-    pub(super) fn try_start(
-        &mut self,
-        Authenticated(granted): &Authenticated,
-        channel: Channel,
-        start: &Start,
-        payload: &[u8],
-    ) -> Result<(), (&'static str, &'static str)> {
-        let config = self.worker.config();
-        if self.worker.link.is_gone() {
-            return Err(("keeper_gone", KEEPER_GONE));
-        }
-        if self.draining {
-            return Err(("draining", "the server is stopping"));
-        }
-        if self.jobs.len() >= usize::try_from(config.jobs_per_connection_max).unwrap_or(usize::MAX)
-        {
-            return Err((
-                "too_many_jobs",
-                "this connection has as many jobs as one may have",
-            ));
-        }
-        let spec = spec::read(start, payload, self.source.clone(), self.id)
-            .map_err(|_| ("bad_start", "the start message is malformed"))?;
-        let Some(id) = start.job else {
-            return Err(("bad_start", "a start without a job id"));
-        };
-        let live = Live {
-            user: granted.user.clone(),
-            pid: 0,
-        };
-        if !self.worker.shared.enter(id, live) {
-            return Err(("duplicate_job", "a job of this id is there already"));
-        }
-        let recording = self.worker.shared.recorder.asked(Asked {
-            job: id,
-            user: granted.user.clone(),
-            proof: granted.proof.clone(),
-            source: Shown(&self.source).to_string(),
-            command: spec::command(&spec),
-            cwd: spec.cwd.as_deref().map(|cwd| spec::place_name(cwd)),
-            unix_ms: unix_ms(),
-        });
-        let job = Job::new(id, recording, spec, start.wait_output);
-        self.jobs.insert(channel.0, job);
-        Ok(())
-    }
-
-    pub(super) fn signal(
-        &mut self,
-        authenticated: &Authenticated,
-        channel: Channel,
-        signal: Signal,
-    ) {
-        if !(1..=64).contains(&signal.signal) {
-            return;
-        }
-        if channel == Channel::CONNECTION {
-            self.signal_other(authenticated, &signal);
-            return;
-        }
-        let Some(job) = self.jobs.get_mut(&channel.0) else {
-            return;
-        };
-        if job.is_known_to_keeper() {
-            self.worker.link.send(&order(job.id, &signal));
-        } else if job.early.len() < EARLY_SIGNALS_MAX {
-            job.early.push(signal);
-        }
-    }
-
-    /// A signal to a job of any connection of the same user. The answer is the
-    /// jobs that the name fits; the signal is sent where that is one.
-    pub(super) fn signal_other(&mut self, Authenticated(granted): &Authenticated, signal: &Signal) {
-        let name = signal.job.as_deref().unwrap_or_default();
-        // Every id begins with no name at all; that names none of them.
-        let fits = match name {
-            "" => Vec::new(),
-            name => self.worker.shared.find(&granted.user, name),
-        };
-        if let [(job, _)] = fits.as_slice() {
-            self.worker.link.send(&order(*job, signal));
-        }
-        let jobs = fits.iter().take(JOBS_PER_MESSAGE_MAX);
-        let jobs = jobs.map(|(job, live)| JobRow {
-            job: Some(*job),
-            user: live.user.clone(),
-            pid: live.pid,
-            ..JobRow::default()
-        });
-        let jobs = Jobs {
-            jobs: jobs.collect(),
-            more: false,
-        };
-        if let Phase::Open(session, _) = &mut self.phase {
-            session.jobs(&jobs);
-        }
     }
 }

@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use bowline_proto::id::Channel;
 use bowline_proto::message::{Bye, Refused};
-use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::Outbox;
 
-use super::super::job::Job;
 use super::{CLOSING, Connection, Phase, Shown};
-use crate::ipc::{Cause, ToKeeper};
+use crate::ipc::ToKeeper;
 
 /// An outbox that held so much keeps its buffer for [`BUFFER_REST`].
 const MUCH_BYTES: usize = 32 * 1024;
@@ -133,7 +131,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection with a reason. Jobs that run end too.
+    /// Ends the connection with a reason.
     pub(in crate::gate) fn refuse(&mut self, code: &str, message: &str) {
         let refused = Refused {
             code: code.to_owned(),
@@ -164,48 +162,16 @@ impl Connection {
     pub(super) fn closing(&mut self, outbox: Outbox) {
         self.phase = Phase::Closing(Box::new(outbox), false);
         self.timer = Box::pin(tokio::time::sleep(CLOSING));
-        self.end_jobs();
+        // Who was attached is not any more; the jobs' owners see to the rest.
+        self.jobs.clear();
     }
 
-    /// The line is gone: what runs is ended.
+    /// The line is gone.
     pub(super) fn gone(&mut self) {
         self.phase = Phase::Gone;
         self.worker.link.send(&ToKeeper::Disconnected {
             connection: self.id,
         });
-        self.end_jobs();
-    }
-
-    pub(super) fn end_jobs(&mut self) {
-        let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
-        self.finish_unasked(&outcome);
-        self.jobs.values_mut().for_each(Job::abandon);
-        if self.worker.link.is_gone() && self.worker.shared.estate.stays() {
-            // Nobody could end them; they wait for the next keeper.
-            return self.jobs.clear();
-        }
-        for job in self.jobs.values() {
-            self.worker.link.send(&ToKeeper::End {
-                job: job.id,
-                cause: Cause::Disconnected,
-                first: rustix::process::Signal::HUP.as_raw(),
-            });
-        }
-    }
-
-    /// Ends what the keeper was not asked for yet.
-    pub(super) fn refuse_unasked(&mut self, code: &str, message: &str) {
-        self.finish_unasked(&Outcome::failed(Happened::Refused, code, message));
-    }
-
-    fn finish_unasked(&mut self, outcome: &Outcome) {
-        let unasked = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| !job.is_known_to_keeper());
-        let unasked: Vec<u32> = unasked.map(|(channel, _)| *channel).collect();
-        for channel in unasked {
-            self.finish(Channel(channel), outcome.clone());
-        }
+        self.jobs.clear();
     }
 }

@@ -1,201 +1,266 @@
-//! The jobs of a connection, from the record to the outcome.
+//! The jobs of a connection: how they are started, attached to, and told to the end.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::Context;
 
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
-use bowline_proto::message::{Exit, Refused, Started};
-use bowline_proto::outcome::{Happened, Outcome};
+use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
+use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, Start};
+use bowline_proto::session::RecvFlow;
 
-use super::super::job::{Job, Stage};
+use super::super::job::{AttachError, Attachment, Done, Job, Owner};
+use super::super::record::Asked;
 use super::super::spec;
-use super::{Connection, Phase, order, refusal};
-use crate::ipc::{Cause, RefuseCode, Stream as KeeperStream, ToKeeper};
+use super::keeper::KEEPER_GONE;
+use super::{Authenticated, Connection, Phase, Shown, refused};
+use crate::clock::unix_ms;
+use crate::ipc::Source;
+
+/// A code and a sentence.
+type Refusal = (&'static str, &'static str);
+
+const NO_SUCH_JOB: Refusal = ("no_such_job", "no job of this user has this id");
 
 impl Connection {
-    pub(super) fn job_mut(&mut self, id: JobId) -> Option<(Channel, &mut Job)> {
-        let mut jobs = self.jobs.iter_mut();
-        jobs.find(|(_, job)| job.id == id)
-            .map(|(channel, job)| (Channel(*channel), job))
+    pub(super) fn start(
+        &mut self,
+        authenticated: &Authenticated,
+        channel: Channel,
+        start: &Start,
+        payload: &[u8],
+    ) {
+        let attached = self.try_start(authenticated, start, payload);
+        self.attached(channel, attached);
     }
 
-    pub(super) fn started(&mut self, id: JobId, pid: i32, unix_ms: u64, fds: Vec<OwnedFd>) {
-        self.worker.shared.runs(id, pid);
-        let gone = matches!(self.phase, Phase::Gone | Phase::Closing(..));
-        let worker = self.worker.clone();
-        let Some((channel, job)) = self.job_mut(id) else {
-            return;
-        };
-        if gone {
-            // Its end was asked for with the connection's; nobody reads or writes its pipes.
-            job.runs(pid, unix_ms);
-            return;
-        }
-        let no_stderr = job.has_no_stderr();
-        if let Err(error) = job.started(pid, unix_ms, fds) {
-            tracing::error!(%error, "the keeper's descriptors cannot be used");
-            job.abandon();
-            job.note = Some((
-                "out_of_resources",
-                "the server has no descriptors left for the job's streams, and ended it",
-            ));
-            let signal = rustix::process::Signal::KILL.as_raw();
-            worker.link.send(&ToKeeper::End {
-                job: id,
-                cause: Cause::Cancelled(signal),
-                first: signal,
-            });
-        }
-        if let Phase::Open(session, _) = &mut self.phase {
-            let started = Started {
-                pid,
-                unix_ms,
-                ..Started::default()
-            };
-            session.started(channel, &started);
-            if no_stderr {
-                let _ = session.put_end(channel, Stream::Stderr);
+    pub(super) fn attach(
+        &mut self,
+        authenticated: &Authenticated,
+        channel: Channel,
+        attach: &Attach,
+    ) {
+        let attached = self.try_attach(authenticated, attach);
+        self.attached(channel, attached);
+    }
+
+    fn attached(&mut self, channel: Channel, attached: Result<Attachment, Refusal>) {
+        match attached {
+            Ok(attachment) => {
+                self.jobs.insert(channel.0, attachment);
             }
-        }
-    }
-
-    /// A job that did not come to run.
-    pub(super) fn fail(&mut self, id: JobId, outcome: Outcome) {
-        let Some((channel, _)) = self.job_mut(id) else {
-            return;
-        };
-        self.finish(channel, outcome);
-    }
-
-    pub(super) fn jobs(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut progress = false;
-        let mut over = Vec::new();
-        let channels: Vec<u32> = self.jobs.keys().copied().collect();
-        for number in channels {
-            let channel = Channel(number);
-            progress |= self.recorded(cx, channel);
-            let Some(job) = self.jobs.get_mut(&number) else {
-                continue;
-            };
-            if let Phase::Open(session, _) = &mut self.phase {
-                let turn = job.pump(cx, session, channel);
-                progress |= turn.progress;
-                if turn.close_stdin {
-                    let shared = &self.worker.shared;
-                    shared.estate.close(job.id, KeeperStream::Stdin);
-                    self.worker.link.send(&ToKeeper::CloseStream {
-                        job: job.id,
-                        stream: KeeperStream::Stdin,
-                    });
+            Err((code, message)) => {
+                if let Phase::Open(session, _) = &mut self.phase {
+                    session.refuse(channel, &refused(code, message));
                 }
             }
-            if let Some(outcome) = job.outcome() {
-                over.push((channel, outcome));
-            }
         }
-        for (channel, outcome) in over {
-            progress = true;
-            self.finish(channel, outcome);
+    }
+
+    /// Whether this connection may have one more.
+    fn has_room(&self) -> Result<(), Refusal> {
+        let max = self.worker.config().jobs_per_connection_max;
+        if self.jobs.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
+            return Err((
+                "too_many_jobs",
+                "this connection has as many jobs as one may have",
+            ));
+        }
+        Ok(())
+    }
+
+    fn try_start(
+        &mut self,
+        Authenticated(granted): &Authenticated,
+        start: &Start,
+        payload: &[u8],
+    ) -> Result<Attachment, Refusal> {
+        if self.worker.link.is_gone() {
+            return Err(("keeper_gone", KEEPER_GONE));
+        }
+        if self.draining {
+            return Err(("draining", "the server is stopping"));
+        }
+        self.has_room()?;
+        if start.detach {
+            return Err((
+                "not_permitted",
+                "this server cannot keep the output of detached jobs",
+            ));
+        }
+        let mut spec = spec::read(start, payload, self.source.clone(), self.id)
+            .map_err(|_| ("bad_start", "the start message is malformed"))?;
+        // Over stdio there is nowhere to come back to: the server ends with its one session.
+        spec.terms.keep &= self.source != Source::Stdio;
+        let Some(id) = start.job else {
+            return Err(("bad_start", "a start without a job id"));
+        };
+        let grant = (self.id, granted.token);
+        let new = || Job::new(id, granted.user.clone(), granted.uid, &spec, grant);
+        let (job, fresh, attachment) = loop {
+            let (job, fresh) = self.worker.shared.enter(id, new);
+            if !fresh && !job.is_same(granted.uid, &spec) {
+                return Err(("duplicate_job", "a job of this id is there already"));
+            }
+            match job.attach_by_start(grant) {
+                Some(attachment) => break (job, fresh, attachment),
+                // It never ran, and is on its way out.
+                None => self.worker.shared.leave(&job),
+            }
+        };
+        if fresh {
+            let recording = self.worker.shared.recorder.asked(Asked {
+                job: id,
+                user: granted.user.clone(),
+                proof: granted.proof.clone(),
+                source: Shown(&self.source).to_string(),
+                command: spec::command(&spec),
+                cwd: spec.cwd.as_deref().map(|cwd| spec::place_name(cwd)),
+                unix_ms: unix_ms(),
+            });
+            let owner = Owner::new(self.worker.clone(), job, recording, spec);
+            self.worker.own(owner);
+        }
+        Ok(attachment)
+    }
+
+    fn try_attach(
+        &self,
+        Authenticated(granted): &Authenticated,
+        attach: &Attach,
+    ) -> Result<Attachment, Refusal> {
+        self.has_room()?;
+        let job = attach
+            .job
+            .and_then(|id| self.worker.shared.job(granted.uid, id));
+        let minor = match &self.phase {
+            Phase::Open(session, _) => session.minor(),
+            _ => 0,
+        };
+        let attachment = job.ok_or(NO_SUCH_JOB)?.attach(attach, minor);
+        attachment.map_err(|error| match error {
+            AttachError::Offset => (
+                "bad_offset",
+                "the job has not written as much as was said to be there already",
+            ),
+            AttachError::Lost => (
+                "output_lost",
+                "the output at this offset is not kept any more",
+            ),
+        })
+    }
+
+    /// The client has the outcome of a job.
+    pub(super) fn forget(&mut self, Authenticated(granted): &Authenticated, job: Option<JobId>) {
+        let job = job.and_then(|id| self.worker.shared.job(granted.uid, id));
+        if let Some(job) = job {
+            job.forget();
+            self.told.retain(|told| !Arc::ptr_eq(told, &job));
+        }
+    }
+
+    /// The client leaves by its own will: it has what it was told.
+    pub(super) fn forget_told(&mut self) {
+        for job in std::mem::take(&mut self.told) {
+            job.forget();
+        }
+    }
+
+    pub(super) fn signal(
+        &mut self,
+        authenticated: &Authenticated,
+        channel: Channel,
+        signal: &Signal,
+    ) {
+        if !(1..=64).contains(&signal.signal) {
+            return;
+        }
+        if channel == Channel::CONNECTION {
+            self.signal_other(authenticated, signal);
+        } else if let Some(attachment) = self.jobs.get(&channel.0) {
+            attachment.job().signal(signal, &self.worker.link);
+        }
+    }
+
+    /// A signal to a job of any connection of the same user. The answer is the
+    /// jobs that the name fits; the signal is sent where that is one.
+    fn signal_other(&mut self, Authenticated(granted): &Authenticated, signal: &Signal) {
+        let name = signal.job.as_deref().unwrap_or_default();
+        // Every id begins with no name at all; that names none of them.
+        let fits = match name {
+            "" => Vec::new(),
+            name => self.worker.shared.find(granted.uid, name),
+        };
+        if let [job] = fits.as_slice() {
+            job.signal(signal, &self.worker.link);
+        }
+        let jobs = fits.iter().take(JOBS_PER_MESSAGE_MAX);
+        let jobs = jobs.map(|job| JobRow {
+            job: Some(job.id),
+            user: job.user.clone(),
+            pid: job.pid(),
+            ..JobRow::default()
+        });
+        let jobs = Jobs {
+            jobs: jobs.collect(),
+            more: false,
+        };
+        if let Phase::Open(session, _) = &mut self.phase {
+            session.jobs(&jobs);
+        }
+    }
+
+    /// Moves what can be moved between the jobs and the client.
+    pub(super) fn attachments(&mut self, cx: &mut Context<'_>) -> bool {
+        let Phase::Open(session, _) = &mut self.phase else {
+            return false;
+        };
+        let mut progress = false;
+        let mut over = Vec::new();
+        for (&number, attachment) in &mut self.jobs {
+            let (moved, done) = attachment.pump(cx, session, Channel(number));
+            progress |= moved;
+            over.extend(done.map(|done| (Channel(number), done)));
+        }
+        for (channel, done) in over {
+            self.finish(channel, &done);
         }
         progress
     }
 
-    /// Asks the keeper for a job whose record is written.
-    pub(super) fn recorded(&mut self, cx: &mut Context<'_>, channel: Channel) -> bool {
-        let Some(job) = self.jobs.get_mut(&channel.0) else {
-            return false;
-        };
-        let Stage::Recording(recording, _) = &mut job.stage else {
-            return false;
-        };
-        let Poll::Ready(written) = Pin::new(recording).poll(cx) else {
-            return false;
-        };
-        if written != Ok(true) {
-            let outcome = Outcome::failed(
-                Happened::Refused,
-                "record_failed",
-                "the server cannot write its record, and starts nothing without it",
-            );
-            self.finish(channel, outcome);
-            return true;
-        }
-        let Stage::Recording(_, spec) = std::mem::replace(&mut job.stage, Stage::Starting) else {
-            return false;
-        };
-        let id = job.id;
-        let early = std::mem::take(&mut job.early);
-        let Phase::Open(_, authenticated) = &self.phase else {
-            let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
-            self.finish(channel, outcome);
-            return true;
-        };
-        let grant = authenticated.0.token;
-        match spec::place(*spec) {
-            Ok((place, memfd)) => {
-                let link = &self.worker.link;
-                link.follow(id, &self.mail);
-                let start = ToKeeper::Start {
-                    request: link.request(&self.mail),
-                    grant,
-                    job: id,
-                    spec: place,
-                };
-                link.send_with(&start, memfd.as_ref().map(AsFd::as_fd));
-                for signal in early {
-                    link.send(&order(id, &signal));
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a spec cannot be passed on");
-                let (code, message) = refusal(RefuseCode::OutOfResources);
-                self.finish(channel, Outcome::failed(Happened::Refused, code, message));
-            }
-        }
-        true
-    }
-
-    /// A job's outcome is known: it is recorded and told.
-    pub(super) fn finish(&mut self, channel: Channel, outcome: Outcome) {
-        let Some(job) = self.jobs.remove(&channel.0) else {
+    /// A channel is over.
+    fn finish(&mut self, channel: Channel, done: &Done) {
+        let Some(attachment) = self.jobs.remove(&channel.0) else {
             return;
         };
-        let session = match &self.phase {
-            Phase::Open(session, _) => Some(&**session),
-            _ => None,
+        let Phase::Open(session, _) = &mut self.phase else {
+            return;
         };
-        let exit = job.exit(outcome, session, channel);
-        self.worker.shared.leave(job.id);
-        self.worker.shared.recorder.ended(job.id, job.pid, &exit);
-        if job.is_known_to_keeper() {
-            self.worker.link.unfollow(job.id);
-            self.worker.link.send(&ToKeeper::Released { job: job.id });
+        match (done.refusal(), done) {
+            (Some((code, message)), _) => session.refuse(channel, &Refused { code, message }),
+            (None, Done::Exit(exit)) => {
+                session.exit(channel, &Exit::clone(exit));
+                if attachment.job().is_kept() {
+                    self.told.push(attachment.job().clone());
+                }
+            }
+            (None, _) => {}
         }
-        tracing::info!(
-            connection = self.id, job = %job.id, outcome = exit.outcome.outcome.as_str(),
-            code = exit.outcome.code, signal = exit.outcome.signal, "job ended"
-        );
-        self.tell(channel, exit);
+        drop(attachment);
         self.rest();
         if self.draining {
             self.leave_if_idle();
         }
     }
 
-    pub(super) fn tell(&mut self, channel: Channel, exit: Exit) {
-        let Phase::Open(session, _) = &mut self.phase else {
-            return;
-        };
-        if exit.outcome.outcome == Happened::Refused {
-            let refused = Refused {
-                code: exit.outcome.error.unwrap_or_default(),
-                message: exit.outcome.message.unwrap_or_default(),
-            };
-            session.refuse(channel, &refused);
-        } else {
-            session.exit(channel, &exit);
-        }
+    /// The offset at which the last data of stdin on this channel began.
+    pub(super) fn stdin_offset(
+        session: &bowline_proto::session::Session,
+        channel: Channel,
+        len: usize,
+    ) -> u64 {
+        let received = session.receiving(channel, Stream::Stdin);
+        let received = received.map_or(0, RecvFlow::received);
+        received.saturating_sub(u64::try_from(len).unwrap_or(u64::MAX))
     }
 }

@@ -1,17 +1,12 @@
 //! What the keeper says to a connection, and what that changes.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::Context;
-use std::time::Duration;
 
 use bowline_proto::message::{Granted as GrantedMessage, Refused};
-use bowline_proto::outcome::{Happened, Outcome};
 
-use super::super::job::{Reaped, not_started};
 use super::super::link::Letter;
-use super::{Authenticated, Connection, Phase, Shown, refusal};
-use crate::clock::unix_ms;
+use super::{Authenticated, Connection, Phase, Shown};
 use crate::ipc::{DenyCode, Granted, ToGate};
 
 impl Connection {
@@ -20,7 +15,7 @@ impl Connection {
         while let Some(letter) = self.mail.take(cx) {
             any = true;
             match letter {
-                Letter::Keeper(message, fds) => self.keeper_says(message, fds),
+                Letter::Keeper(message, _) => self.keeper_says(message),
                 Letter::Drain => {
                     self.draining = true;
                     self.leave_if_idle();
@@ -34,37 +29,12 @@ impl Connection {
         any
     }
 
-    pub(super) fn keeper_says(&mut self, message: ToGate, fds: Vec<OwnedFd>) {
+    pub(super) fn keeper_says(&mut self, message: ToGate) {
         match message {
             ToGate::Granted { granted, .. } => self.decided(granted),
             ToGate::Denied { code, .. } => self.denied(code),
-            ToGate::Started {
-                job, pid, unix_ms, ..
-            } => self.started(job, pid, unix_ms, fds),
-            ToGate::NotStarted { job, why, .. } => self.fail(job, not_started(&why)),
-            ToGate::Refused { job, code, .. } => {
-                let (code, message) = refusal(code);
-                self.fail(job, Outcome::failed(Happened::Refused, code, message));
-            }
-            ToGate::Ended {
-                job,
-                exited,
-                cause,
-                tree,
-                unix_ms,
-            } => {
-                let wait = Duration::from_millis(self.worker.config().output_wait_ms);
-                if let Some((_, job)) = self.job_mut(job) {
-                    job.reaped(Reaped::new(exited, cause, tree, unix_ms), wait);
-                }
-            }
-            // The link keeps what concerns no connection.
-            ToGate::Welcome { .. }
-            | ToGate::Signature { .. }
-            | ToGate::Adopt { .. }
-            | ToGate::Reload { .. }
-            | ToGate::Retire
-            | ToGate::Drain { .. } => {}
+            // The jobs' owners are told of their jobs, and the link keeps what concerns nobody.
+            _ => {}
         }
     }
 
@@ -109,19 +79,6 @@ impl Connection {
     }
 
     pub(super) fn keeper_gone(&mut self) {
-        let now = unix_ms();
-        let estate = self.worker.shared.estate.clone();
-        // Where the gate stays, a program is heard to the end of its output.
-        let wait = Duration::from_millis(self.worker.config().output_wait_ms);
-        let wait = (!estate.stays()).then_some(wait);
-        self.refuse_unasked("keeper_gone", KEEPER_GONE);
-        for job in self.jobs.values_mut() {
-            job.orphan(now, wait);
-            match job.streams() {
-                Ok(streams) => estate.hold(job.id, streams),
-                Err(error) => tracing::error!(job = %job.id, %error, "its streams are not kept"),
-            }
-        }
         self.draining = true;
         match self.phase {
             Phase::Deciding(_) => self.refuse("keeper_gone", KEEPER_GONE),
@@ -132,4 +89,4 @@ impl Connection {
 }
 
 /// What a client is told that asks for something while there is no keeper.
-pub(super) const KEEPER_GONE: &str = "the server is restarting; try again";
+pub(in crate::gate) const KEEPER_GONE: &str = "the server is restarting; try again";

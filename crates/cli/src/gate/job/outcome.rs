@@ -7,39 +7,34 @@ use bowline_proto::outcome::{Happened, Kill, Outcome};
 use crate::ipc::{Cause, Exited, NotStarted, Tree};
 
 /// What the keeper said when the main process was reaped.
-#[derive(Debug)]
-pub(in crate::gate) struct Reaped {
-    exited: Exited,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reaped {
+    pub(super) exited: Exited,
     pub(super) cause: Option<Cause>,
-    tree: Tree,
-    unix_ms: u64,
+    pub(super) tree: Tree,
+    pub(super) unix_ms: u64,
 }
 
-impl Reaped {
-    pub(in crate::gate) fn new(
-        exited: Exited,
-        cause: Option<Cause>,
-        tree: Tree,
-        unix_ms: u64,
-    ) -> Self {
-        Self {
-            exited,
-            cause,
-            tree,
-            unix_ms,
-        }
-    }
+/// Why the server itself ended a job, where it did: a code and a sentence.
+pub(super) type Note = (&'static str, &'static str);
 
-    /// What became of the job, by what the keeper saw.
-    pub(in crate::gate) fn outcome(&self, started_ms: Option<u64>) -> Outcome {
-        let (happened, code, signal, core_dumped) = match self.exited {
-            Exited::Lost => (Happened::Lost, None, None, false),
-            Exited::Code(code) => (made(self.cause, Happened::Exited), Some(code), None, false),
-            Exited::Signal {
-                signal,
-                core_dumped,
-            } => (
-                made(self.cause, Happened::Signaled),
+impl Reaped {
+    /// The outcome, once the output is read.
+    pub(super) fn outcome(&self, started_ms: Option<u64>, note: Option<Note>) -> Outcome {
+        // Streams that the server lost make a job one that it ended, however fast the program was.
+        let lost_streams = note.map(|_| Cause::Cancelled(libc::SIGKILL));
+        let cause = self.cause.or(lost_streams);
+        let (happened, code, signal, core_dumped) = match (cause, self.exited) {
+            (_, Exited::Lost) => (Happened::Lost, None, None, false),
+            (cause, Exited::Code(code)) => (made(cause, Happened::Exited), Some(code), None, false),
+            (
+                cause,
+                Exited::Signal {
+                    signal,
+                    core_dumped,
+                },
+            ) => (
+                made(cause, Happened::Signaled),
                 None,
                 Some(signal),
                 core_dumped,
@@ -62,8 +57,11 @@ impl Reaped {
             },
             started_ms,
             ended_ms: Some(self.unix_ms),
-            error: self.cause.and_then(error_of).map(str::to_owned),
-            message: None,
+            error: note
+                .map(|(code, _)| code)
+                .or_else(|| self.cause.and_then(error_of))
+                .map(str::to_owned),
+            message: note.map(|(_, message)| message.to_owned()),
         }
     }
 }
@@ -86,7 +84,7 @@ fn error_of(cause: Cause) -> Option<&'static str> {
 }
 
 /// The outcome of a job that could not be started.
-pub(in crate::gate) fn not_started(why: &NotStarted) -> Outcome {
+pub(super) fn not_started(why: &NotStarted) -> Outcome {
     let (status, code, message) = match why {
         NotStarted::NotFound => (127, "not_found", "the program was not found".to_owned()),
         NotStarted::NotExecutable { errno } => (
@@ -134,9 +132,18 @@ fn said(errno: i32) -> String {
 mod tests {
     use super::*;
 
+    fn reaped(exited: Exited, cause: Option<Cause>) -> Reaped {
+        Reaped {
+            exited,
+            cause,
+            tree: Tree::Exact,
+            unix_ms: 7,
+        }
+    }
+
     #[test]
     fn what_the_keeper_saw_is_the_outcome() {
-        let of = |exited, cause| Reaped::new(exited, cause, Tree::Exact, 7).outcome(Some(3));
+        let of = |exited, cause| reaped(exited, cause).outcome(Some(3), None);
         let killed = Exited::Signal {
             signal: libc::SIGKILL,
             core_dumped: false,
@@ -157,6 +164,12 @@ mod tests {
             let lost = of(Exited::Lost, cause);
             assert_eq!((lost.outcome, lost.code), (Happened::Lost, None));
         }
+        // What the server lost says more than how fast the program was.
+        let lost = reaped(Exited::Code(0), None).outcome(Some(3), Some(("code", "why")));
+        assert_eq!(
+            (lost.outcome, lost.error.as_deref()),
+            (Happened::Cancelled, Some("code"))
+        );
         assert_eq!(asked.kill, Some(Kill::Exact));
         assert_eq!((asked.started_ms, asked.ended_ms), (Some(3), Some(7)));
     }

@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 
+use rustix::fs::SeekFrom;
 use rustix::process::Signal;
 
 use super::roles::{GateOrder, Options};
@@ -49,6 +50,8 @@ fn a_killed_gate_is_replaced_with_the_same_sockets_and_jobs() {
     let mut piped = shell("read line; echo \"$line\" >&2; exit 5");
     piped.stdin = Stdin::Pipe;
     let waiting = world.gate.run(piped);
+    let position = SeekFrom::Start(123);
+    rustix::fs::seek(&waiting.spools[1], position).unwrap();
     let over = world.gate.run(shell("echo said; exit 3"));
     world.gate.ended(over.id);
     let closed = world.gate.run(spec(&["sleep", "1000"]));
@@ -77,6 +80,10 @@ fn a_killed_gate_is_replaced_with_the_same_sockets_and_jobs() {
         snapshot.open,
         [Stream::Stdin, Stream::Stdout, Stream::Stderr]
     );
+    assert_eq!(snapshot.spools, snapshot.open);
+    // The position is the memfd's, not a gate's.
+    let here = SeekFrom::Current(0);
+    assert_eq!(rustix::fs::seek(&fds[4], here).unwrap(), 123);
     assert_eq!(
         (snapshot.pid, snapshot.ended),
         (waiting.pid.as_raw_pid(), None)
@@ -95,7 +102,8 @@ fn a_killed_gate_is_replaced_with_the_same_sockets_and_jobs() {
     assert_eq!(snapshot.open, [Stream::Stdout, Stream::Stderr]);
     assert_eq!(read_all(fds_over[0].as_fd()), b"said\n");
     assert_eq!(of(closed.id).0.open, [Stream::Stderr]);
-    assert_eq!(of(closed.id).1.len(), 1);
+    assert_eq!(of(closed.id).0.spools, [Stream::Stdout, Stream::Stderr]);
+    assert_eq!(of(closed.id).1.len(), 3);
     // The job goes on with the new gate.
     rustix::io::write(&fds[0], b"hello\n").unwrap();
     assert_eq!(world.gate.ended(waiting.id).0, Exited::Code(5));
@@ -317,7 +325,7 @@ fn each_worker_hears_of_its_own_jobs() {
     send(&world, 1, &start(5, second));
     let (answer, fds) = world.gate.receive(1);
     assert!(matches!(answer, ToGate::Started { request: 5, job, .. } if job == second));
-    assert_eq!(fds.len(), 2);
+    assert_eq!(fds.len(), 4);
     send(&world, 0, &start(6, first));
     assert!(matches!(world.gate.answer(6, false), Answer::Started(_)));
     // Whoever asks for its end, the worker that started it is told.

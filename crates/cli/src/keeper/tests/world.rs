@@ -22,7 +22,7 @@ use super::roles::{FOLDER, Inherited, OPTIONS, Options, ROLE, arguments};
 use crate::ipc::messages::VERSION;
 use crate::ipc::{
     Binding, Cause, Exited, GrantToken, Granted, JobSnapshot, JobSpec, NotStarted, RefuseCode,
-    Source, SpecPlace, Stdin, ToGate, ToKeeper, Tree, packet,
+    Source, SpecPlace, Stdin, Terms, ToGate, ToKeeper, Tree, packet,
 };
 
 /// A test fails rather than wait longer than this for anything.
@@ -94,6 +94,8 @@ pub(super) struct Running {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
+    /// The memfds of the streams, in the same order.
+    pub(super) spools: Vec<OwnedFd>,
     /// Whether they came non-blocking; the test has changed that.
     pub(super) non_blocking: bool,
 }
@@ -445,6 +447,10 @@ impl TestGate {
         });
         match answer {
             ToGate::Started { job, pid, .. } => {
+                let streams = 2 + usize::from(has_stdin);
+                let mut fds = fds;
+                let spools = fds.split_off(streams);
+                assert_eq!(spools.len(), streams, "a memfd for each stream");
                 let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
                 let non_blocking = |fd| flags(fd).contains(rustix::fs::OFlags::NONBLOCK);
                 let non_blocking = fds.iter().all(non_blocking);
@@ -459,9 +465,9 @@ impl TestGate {
                     stdin,
                     stdout: fds.next().unwrap(),
                     stderr: fds.next().unwrap(),
+                    spools,
                     non_blocking,
                 };
-                assert_eq!(fds.count(), 0);
                 Answer::Started(running)
             }
             ToGate::NotStarted { why, .. } => Answer::NotStarted(why),
@@ -583,6 +589,7 @@ pub(super) fn spec(argv: &[&str]) -> JobSpec {
         login: false,
         source: Source::Tcp([127, 0, 0, 1].into(), 1),
         connection: 1,
+        terms: Terms::default(),
     }
 }
 

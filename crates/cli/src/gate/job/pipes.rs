@@ -1,0 +1,191 @@
+//! The two ends that a gate holds of a job's pipes, and when something can be moved.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll};
+
+use bowline_proto::limits::PAYLOAD_BYTES_MAX;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::input::Input;
+use super::ring::Ring;
+
+/// Full reads in a row after which a pipe is made larger.
+const FULL_READS_TO_GROW: u32 = 4;
+/// What a pipe is grown to, in bytes; Linux's default limit for users (pipe(7)).
+const PIPE_BYTES: usize = 1024 * 1024;
+
+/// What came of a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pumped {
+    /// There is nothing to move; the task is woken when there is.
+    Nothing,
+    /// Bytes moved, or it must be tried again.
+    Some,
+    /// The pipe is at its end.
+    End,
+}
+
+/// The end of a pipe that a program writes to, and the ring that it is emptied into.
+#[derive(Debug)]
+pub(super) struct OutputPipe {
+    pipe: AsyncFd<OwnedFd>,
+    ring: Ring,
+    full_reads: u32,
+    /// Once the time for the pipe's end has passed: what was in it then.
+    left: Option<u64>,
+}
+
+impl OutputPipe {
+    /// # Errors
+    /// As epoll_ctl(2), and where the memfd is no ring.
+    pub(super) fn open(pipe: OwnedFd, memfd: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self {
+            pipe: watched(pipe, Interest::READABLE)?,
+            ring: Ring::open(memfd)?,
+            full_reads: 0,
+            left: None,
+        })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.get_ref().as_fd()
+    }
+
+    /// The offset behind the last byte that is in the ring.
+    pub(super) fn end(&self) -> u64 {
+        self.ring.end()
+    }
+
+    /// Nothing is taken beyond what the pipe holds now.
+    pub(super) fn seal(&mut self) {
+        if self.left.is_none() {
+            self.left = Some(rustix::io::ioctl_fionread(self.pipe.get_ref()).unwrap_or(0));
+        }
+    }
+
+    /// One move from the pipe into the ring, of at most `room` bytes, which is more than 0.
+    pub(super) fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        memfd: BorrowedFd<'_>,
+        room: u64,
+    ) -> Pumped {
+        let Self {
+            pipe, ring, left, ..
+        } = self;
+        let max = left.unwrap_or(u64::MAX).min(room);
+        if max == 0 {
+            return Pumped::End;
+        }
+        let moved = match left {
+            // Readiness may not have been told yet for what FIONREAD counted.
+            Some(_) => ring.fill(memfd, pipe.get_ref().as_fd(), max),
+            None => match pipe.poll_read_ready(cx) {
+                Poll::Pending => return Pumped::Nothing,
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Ready(Ok(mut guard)) => {
+                    match guard.try_io(|pipe| ring.fill(memfd, pipe.get_ref().as_fd(), max)) {
+                        Ok(moved) => moved,
+                        // Readiness was out of date: it is asked for again, and waited for.
+                        Err(_) => return Pumped::Some,
+                    }
+                }
+            },
+        };
+        match moved {
+            Ok(0) => Pumped::End,
+            Ok(len) => {
+                if let Some(left) = left {
+                    *left = left.saturating_sub(len);
+                }
+                self.grow(len);
+                Pumped::Some
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Pumped::Some,
+            // A pipe that fails to be read is at its end (EIO and its kind), and one that is
+            // sealed and empty too.
+            Err(_) => Pumped::End,
+        }
+    }
+
+    /// A pipe that is full whenever it is read gets more space: fewer wake-ups.
+    fn grow(&mut self, len: u64) {
+        let full = u64::try_from(PAYLOAD_BYTES_MAX).is_ok_and(|full| len >= full);
+        if full {
+            self.full_reads = self.full_reads.saturating_add(1);
+            if self.full_reads == FULL_READS_TO_GROW {
+                grow(self.pipe.get_ref().as_fd());
+            }
+        }
+    }
+}
+
+/// The end of a pipe that a program reads from, and the memfd that it is filled from.
+#[derive(Debug)]
+pub(super) struct InputPipe {
+    pipe: AsyncFd<OwnedFd>,
+    input: Input,
+    large: bool,
+}
+
+impl InputPipe {
+    /// # Errors
+    /// As epoll_ctl(2) and lseek(2).
+    pub(super) fn open(pipe: OwnedFd, memfd: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self {
+            pipe: watched(pipe, Interest::WRITABLE)?,
+            input: Input::open(memfd)?,
+            large: false,
+        })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.get_ref().as_fd()
+    }
+
+    /// What has reached the pipe.
+    pub(super) fn position(&self) -> u64 {
+        self.input.position()
+    }
+
+    /// One move of what is before `end` into the pipe.
+    pub(super) fn pump(&mut self, cx: &mut Context<'_>, memfd: BorrowedFd<'_>, end: u64) -> Pumped {
+        let waits = end.saturating_sub(self.input.position());
+        if waits == 0 {
+            return Pumped::Nothing;
+        }
+        if !self.large && u64::try_from(PAYLOAD_BYTES_MAX).is_ok_and(|much| waits >= much) {
+            self.large = true;
+            grow(self.pipe.get_ref().as_fd());
+        }
+        let Self { pipe, input, .. } = self;
+        match pipe.poll_write_ready(cx) {
+            Poll::Pending => Pumped::Nothing,
+            Poll::Ready(Err(_)) => Pumped::End,
+            Poll::Ready(Ok(mut guard)) => {
+                match guard.try_io(|pipe| input.drain(memfd, pipe.get_ref().as_fd(), end)) {
+                    Err(_) => Pumped::Some,
+                    Ok(Ok(_)) => Pumped::Some,
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Pumped::Some,
+                    // The program has closed its stdin.
+                    Ok(Err(_)) => Pumped::End,
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn watched(pipe: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(
+        deprecated,
+        reason = "what its unsafe successor asks for, an OwnedFd has by its type: one descriptor, open until it is dropped"
+    )]
+    AsyncFd::with_interest(pipe, interest)
+}
+
+fn grow(pipe: BorrowedFd<'_>) {
+    // Over the user's limit it stays as it is.
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+}
