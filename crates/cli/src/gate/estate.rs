@@ -30,6 +30,8 @@ use crate::ipc::{Bequest, Question, Stream, packet};
 
 /// Whoever asks and then says nothing is not waited for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The wait after accept(2) has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors in flight are limited; the heir has taken some after this time.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(1);
 
@@ -145,7 +147,7 @@ impl Estate {
             }
             let heir = tokio::select! {
                 () = self.emptied.notified() => continue,
-                heir = accept(&socket, will.owner) => heir?,
+                heir = accept(&socket, will.owner) => heir,
             };
             let settled = tokio::time::timeout(PATIENCE, self.hand_over(will, &heir)).await;
             match settled {
@@ -191,15 +193,25 @@ impl Estate {
 }
 
 /// The next one who may ask.
-async fn accept(socket: &UnixListener, owner: u32) -> io::Result<UnixDatagram> {
+async fn accept(socket: &UnixListener, owner: u32) -> UnixDatagram {
     loop {
-        let (asker, _) = socket.accept().await?;
-        let uid = asker.peer_cred()?.uid();
-        if is_heir(uid, owner) {
-            return UnixDatagram::from_std(OwnedFd::from(asker.into_std()?).into());
+        match asker(socket).await {
+            Ok((asker, uid)) if is_heir(uid, owner) => return asker,
+            Ok((_, uid)) => tracing::warn!(uid, "somebody else asks for the jobs"),
+            Err(error) => {
+                tracing::warn!(%error, "whoever asks for the jobs cannot be heard");
+                // Descriptors are back when a connection ends; the jobs are worth the wait.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
-        tracing::warn!(uid, "somebody else asks for the jobs");
     }
+}
+
+async fn asker(socket: &UnixListener) -> io::Result<(UnixDatagram, u32)> {
+    let (asker, _) = socket.accept().await?;
+    let uid = asker.peer_cred()?.uid();
+    let asker = UnixDatagram::from_std(OwnedFd::from(asker.into_std()?).into())?;
+    Ok((asker, uid))
 }
 
 fn is_heir(uid: u32, owner: u32) -> bool {
