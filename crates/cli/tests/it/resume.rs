@@ -67,7 +67,7 @@ fn without_a_fault_one_connection_does() {
 }
 
 /// A client of minor 1, of raw frames.
-fn raw(server: &Server) -> Raw {
+pub(crate) fn raw(server: &Server) -> Raw {
     let mut raw = Raw::tls(server);
     raw.expect(Kind::Hello);
     raw.send(&message(
@@ -82,7 +82,7 @@ fn raw(server: &Server) -> Raw {
 }
 
 /// A `start` of a shell's text with more keys in its header.
-fn start(channel: u32, number: u64, text: &str, keys: &Value) -> Vec<u8> {
+pub(crate) fn start(channel: u32, number: u64, text: &str, keys: &Value) -> Vec<u8> {
     let payload = format!("sh\0-c\0{text}\0");
     let mut header = json!({
         "job": job(number), "args": 3, "bytes": payload.len(), "null_stdin": true,
@@ -407,19 +407,12 @@ fn a_job_that_nobody_comes_back_to_is_ended_after_its_grace() {
     }
 }
 
-#[test]
-fn a_program_that_nobody_reads_waits_and_loses_nothing() {
-    let server = server();
-    let mut first = raw(&server);
-    // More than a ring and a pipe hold; the numbers say what is missing.
-    let text = "seq 1 2000000";
-    first.send(&start(1, 1, text, &json!({"on_disconnect": "keep"})));
-    first.until(Kind::Started, 1);
-    drop(first);
+/// All of stdout of a job that nobody has read yet, and its outcome.
+pub(crate) fn all_of(server: &Server, number: u64) -> (Vec<u8>, Exit) {
     let socket = server.dir().join("socket");
-    let (bytes, exit) = block_on(async {
+    block_on(async {
         let mut connection = connected(&socket).await.unwrap();
-        let job: JobId = job(1).parse().unwrap();
+        let job: JobId = job(number).parse().unwrap();
         let channel = connection
             .attach(&Attach {
                 job: Some(job),
@@ -442,12 +435,29 @@ fn a_program_that_nobody_reads_waits_and_loses_nothing() {
                 _ => {}
             }
         }
-    });
-    assert_eq!(exit.outcome.code, Some(0));
-    let mut expected = String::new();
-    for number in 1..=2_000_000 {
-        use std::fmt::Write as _;
-        writeln!(expected, "{number}").unwrap();
+    })
+}
+
+/// What seq(1) writes.
+pub(crate) fn numbers(last: u32) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for number in 1..=last {
+        writeln!(text, "{number}").unwrap();
     }
-    assert!(bytes == expected.as_bytes());
+    text
+}
+
+#[test]
+fn a_program_that_nobody_reads_waits_and_loses_nothing() {
+    let server = server();
+    let mut first = raw(&server);
+    // More than a ring and a pipe hold; the numbers say what is missing.
+    let text = "seq 1 2000000";
+    first.send(&start(1, 1, text, &json!({"on_disconnect": "keep"})));
+    first.until(Kind::Started, 1);
+    drop(first);
+    let (bytes, exit) = all_of(&server, 1);
+    assert_eq!(exit.outcome.code, Some(0));
+    assert!(bytes == numbers(2_000_000).as_bytes());
 }

@@ -9,11 +9,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bowline_proto::frame::Kind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::hostile::raw::{Raw, frame, job, start};
 use crate::hostile::witness::gate_of;
 use crate::lifecycle::{Client, TREE, Watched, granted, jobs, outcome, until_jobs};
+use crate::resume;
 use crate::server::{Server, bowline};
 
 const HUP: i32 = 1;
@@ -419,6 +420,26 @@ fn without_room_for_the_journal_the_old_program_goes_on() {
     std::fs::remove_dir(&in_the_way).unwrap();
     host.upgrade();
     assert!(!in_the_way.exists());
+}
+
+/// What the gate had read and nobody was given yet is there for the next one.
+#[test]
+fn no_byte_is_lost_on_the_way() {
+    let host = Replaceable::with(|command, dir| {
+        let socket = format!("unix:{}", dir.join("socket").display());
+        command.args(["--listen", &socket]);
+    });
+    let mut first = resume::raw(&host.server);
+    // More than a ring and a pipe hold.
+    let keep = json!({"on_disconnect": "keep"});
+    first.send(&resume::start(1, 1, "seq 1 2000000", &keep));
+    first.until(Kind::Stdout, 1);
+    for _ in 0..2 {
+        host.upgrade();
+    }
+    let (bytes, exit) = resume::all_of(&host.server, 1);
+    assert_eq!(exit.outcome.code, Some(0));
+    assert!(bytes == resume::numbers(2_000_000).as_bytes());
 }
 
 /// A terminal is one open file for several streams.
