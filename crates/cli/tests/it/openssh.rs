@@ -6,6 +6,7 @@ mod grants;
 mod hosts;
 mod keys;
 mod ssh_target;
+mod terminals;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

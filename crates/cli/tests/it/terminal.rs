@@ -127,6 +127,13 @@ impl Terminal {
 
     /// Waits for the end; gives the status and all that was shown.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
+        self.wait_end();
+        let status = self.child.wait().unwrap();
+        (status, self.shown())
+    }
+
+    /// Waits until nobody has the terminal open any more.
+    pub(crate) fn wait_end(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while self.read(deadline) {}
         assert!(
@@ -134,8 +141,6 @@ impl Terminal {
             "still something on the terminal: {:?}",
             self.shown()
         );
-        let status = self.child.wait().unwrap();
-        (status, self.shown())
     }
 
     /// Everything that was shown, with plain newlines.

@@ -17,7 +17,7 @@ use crate::server::{bowline, children_of, is_root, signal_process};
 use crate::terminal::Terminal;
 
 /// A machine with sshd and nothing else, and a client that ssh knows it from.
-struct Machine {
+pub(super) struct Machine {
     dir: tempfile::TempDir,
     sshd: Sshd,
 }
@@ -89,7 +89,7 @@ impl Drop for Sshd {
 }
 
 impl Machine {
-    fn start() -> Machine {
+    pub(super) fn start() -> Machine {
         Machine::with("ok")
     }
 
@@ -129,6 +129,7 @@ impl Machine {
             "HostKey {0}/sshd_key\nAuthorizedKeysFile {0}/authorized_keys\nStrictModes no\n\
              UsePAM no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPidFile none\nLogLevel VERBOSE\n\
+             AcceptEnv LANG LC_*\n\
              SetEnv PATH={0}/{bin}:/usr/bin:/bin XDG_RUNTIME_DIR={0}\n",
             dir.path().display()
         );
@@ -144,7 +145,7 @@ impl Machine {
         machine
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -153,7 +154,7 @@ impl Machine {
         let config = format!(
             "Host box\n  HostName 127.0.0.1\n  HostKeyAlias box\n  Port {}\n  IdentityFile {1}/{key}\n  \
              IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {1}/known_hosts\n  \
-             GlobalKnownHostsFile none\n",
+             GlobalKnownHostsFile none\n  SendEnv LANG LC_*\n",
             self.sshd.address.port(),
             self.dir.path().display()
         );
