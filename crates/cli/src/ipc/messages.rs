@@ -137,14 +137,7 @@ pub enum ToGate {
         code: RefuseCode,
     },
     /// The main process was reaped. What its pipes hold is still to be read.
-    Ended {
-        job: JobId,
-        exited: Exited,
-        /// Set if the job was made to end.
-        cause: Option<Cause>,
-        tree: Tree,
-        unix_ms: u64,
-    },
+    Ended { job: JobId, end: End },
     /// A live job of an earlier gate, on the first worker's socket after
     /// `Welcome`. Beside it the descriptors as in `Started`.
     Adopt { snapshot: Box<JobSnapshot> },
@@ -362,6 +355,16 @@ pub enum Cause {
     Draining,
 }
 
+/// How a job ended, as the keeper saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    pub exited: Exited,
+    /// Set if the job was made to end.
+    pub cause: Option<Cause>,
+    pub tree: Tree,
+    pub unix_ms: u64,
+}
+
 /// How the main process ended, as wait(2) tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exited {
@@ -445,7 +448,7 @@ pub struct JobSnapshot {
     /// It goes on although nobody is connected to it: the server itself cut the connection.
     pub kept: bool,
     /// Set if the main process has ended already.
-    pub ended: Option<(Exited, Option<Cause>, Tree, u64)>,
+    pub ended: Option<End>,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub mod messages;
 pub mod packet;
 
 pub use messages::{
-    Answer, Bequest, Binding, Cause, DenyCode, Exited, Grant, GrantToken, Granted, JobSnapshot,
-    JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin, Stream, Terms,
-    ToGate, ToKeeper, Tree,
+    Answer, Bequest, Binding, Cause, DenyCode, End, Exited, Grant, GrantToken, Granted,
+    JobSnapshot, JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin,
+    Stream, Terms, ToGate, ToKeeper, Tree,
 };

@@ -12,11 +12,11 @@ use rustix::process::{Pid, Signal, WaitIdStatus, WaitOptions};
 
 use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Jobs, Serial};
-use super::journal::{EndRecord, Record};
+use super::journal::Record;
 use super::tree::Cookies;
 use super::{Keeper, ORPHANS_AFTER, Timer, reap, spawn, tree};
 use crate::clock::unix_ms;
-use crate::ipc::{Cause, Exited, Scope, Stream, ToGate, Tree};
+use crate::ipc::{Cause, End, Exited, Scope, Stream, ToGate, Tree};
 
 /// What is to be done to whole trees when the loop has handled all that there
 /// is: a walk through /proc serves them together.
@@ -124,7 +124,7 @@ impl Keeper {
         let _ = epoll::delete(&self.epoll, pidfd);
         job.pidfd = None;
         job.roots.main_reaped();
-        let end = EndRecord {
+        let end = End {
             exited,
             cause: job.cause,
             tree,
@@ -137,14 +137,7 @@ impl Keeper {
         self.timers
             .set_once(Timer::Orphans, Instant::now() + ORPHANS_AFTER);
         self.record(Record::Ended { job: id, end });
-        let ended = ToGate::Ended {
-            job: id,
-            exited: end.exited,
-            cause: end.cause,
-            tree: end.tree,
-            unix_ms: end.unix_ms,
-        };
-        self.send(worker, &ended, &[]);
+        self.send(worker, &ToGate::Ended { job: id, end }, &[]);
     }
 
     pub(super) fn signal_job(&mut self, id: JobId, signal: i32, scope: Scope) {

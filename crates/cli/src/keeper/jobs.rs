@@ -22,14 +22,14 @@ use rustix::process::{Pid, Signal, WaitIdOptions};
 
 use super::Keeper;
 use super::cgroup::Cgroup;
-use super::journal::{EndRecord, JobImage, Record};
+use super::journal::{JobImage, Record};
 use super::requests::Start;
 use super::spawn::{self, Pending};
 use super::terminal;
 use super::tree::Roots;
 use crate::clock::unix_ms;
 use crate::ipc::{
-    Cause, Exited, JobSnapshot, RefuseCode, Source, Stdin, Stream, Terms, ToGate, Tree,
+    Cause, End, Exited, JobSnapshot, RefuseCode, Source, Stdin, Stream, Terms, ToGate, Tree,
 };
 
 /// Names a job within this keeper; never used twice.
@@ -82,7 +82,7 @@ pub(super) struct Job {
 pub(super) enum JobPhase {
     Starting(Pending),
     Running,
-    Ended(EndRecord),
+    Ended(End),
 }
 
 /// The keeper's ends of a job's streams.
@@ -263,7 +263,7 @@ impl Keeper {
             unseen.map(|image| (image.start.job, image.cause)).collect();
         for (job, cause) in unseen {
             tracing::warn!(%job, "a job of an earlier keeper is lost: its outcome cannot be known");
-            let end = EndRecord {
+            let end = End {
                 exited: Exited::Lost,
                 cause,
                 tree: Tree::LeftAlone,
@@ -340,7 +340,7 @@ impl Job {
     fn snapshot(&self) -> (JobSnapshot, Vec<Rc<OwnedFd>>) {
         let (open, spools, fds) = self.pipes.all();
         let ended = match self.phase {
-            JobPhase::Ended(end) => Some((end.exited, end.cause, end.tree, end.unix_ms)),
+            JobPhase::Ended(end) => Some(end),
             _ => None,
         };
         let snapshot = JobSnapshot {
@@ -389,7 +389,7 @@ fn lost_snapshot(image: &JobImage) -> Option<JobSnapshot> {
         stdin: Stdin::Null,
         open: Vec::new(),
         spools: Vec::new(),
-        ended: Some((end.exited, end.cause, end.tree, end.unix_ms)),
+        ended: Some(end),
         kept: false,
     })
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use bowline_proto::id::JobId;
 use serde::{Deserialize, Serialize};
 
-use crate::ipc::{Cause, Exited, Source, Stream, Terms, Tree};
+use crate::ipc::{Cause, End, Source, Stream, Terms};
 
 /// The version of the records. A journal of another version is put aside.
 pub(crate) const VERSION: u16 = 1;
@@ -48,7 +48,7 @@ pub(crate) enum Record {
     /// It is being made to end.
     Ending { job: JobId, cause: Cause },
     /// Its main process is gone.
-    Ended { job: JobId, end: EndRecord },
+    Ended { job: JobId, end: End },
     /// Everybody knows; only the id is remembered.
     Released { job: JobId, uid: u32 },
 }
@@ -79,15 +79,6 @@ pub(crate) struct StartRecord {
     pub(crate) terms: Terms,
 }
 
-/// How a job ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct EndRecord {
-    pub(crate) exited: Exited,
-    pub(crate) cause: Option<Cause>,
-    pub(crate) tree: Tree,
-    pub(crate) unix_ms: u64,
-}
-
 /// A job that is not released, as the journal has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobImage {
@@ -95,7 +86,7 @@ pub(crate) struct JobImage {
     pub(crate) pid: Option<(i32, Option<u64>)>,
     pub(crate) closed: Vec<Stream>,
     pub(crate) cause: Option<Cause>,
-    pub(crate) end: Option<EndRecord>,
+    pub(crate) end: Option<End>,
 }
 
 /// What the records so far amount to.
@@ -436,6 +427,7 @@ const fn crc32_table() -> [u32; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::{Exited, Tree};
 
     fn keeper() -> KeeperRecord {
         KeeperRecord {
@@ -468,7 +460,7 @@ mod tests {
 
     fn life(n: u16) -> Vec<Record> {
         let job = id(n);
-        let end = EndRecord {
+        let end = End {
             exited: Exited::Code(3),
             cause: Some(Cause::TimedOut),
             tree: Tree::Exact,

@@ -1,8 +1,8 @@
 //! What is written stays readable: a state of each version, byte for byte.
 
 use super::*;
-use crate::ipc::{Exited, Source, Terms, Tree};
-use crate::keeper::journal::{EndRecord, StartRecord};
+use crate::ipc::{End, Exited, Source, Terms, Tree};
+use crate::keeper::journal::StartRecord;
 
 /// A state in which every field has a value of its own.
 fn state() -> KeeperState {
@@ -30,7 +30,7 @@ fn state() -> KeeperState {
         cause: Some(Cause::TimedOut),
         end,
     };
-    let end = EndRecord {
+    let end = End {
         exited: Exited::Code(8),
         cause: None,
         tree: Tree::LeftAlone,

@@ -16,11 +16,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::cgroup::Cgroup;
 use super::jobs::{Job, JobPhase, Pipes, Serial, has_ended};
-use super::journal::{EndRecord, JobImage, Record};
+use super::journal::{JobImage, Record};
 use super::tree::{self, Roots};
 use super::{Keeper, Timer, Token};
 use crate::clock::unix_ms;
-use crate::ipc::{Exited, Stdin, Stream, Tree};
+use crate::ipc::{End, Exited, Stdin, Stream, Tree};
 
 /// A main process that runs.
 struct Main {
@@ -115,8 +115,8 @@ fn main_of(image: &JobImage, carrying: &HashMap<JobId, Vec<(Pid, u64)>>) -> Opti
 }
 
 /// How a job ended that nobody saw end.
-fn lost(image: &JobImage) -> EndRecord {
-    EndRecord {
+fn lost(image: &JobImage) -> End {
+    End {
         exited: Exited::Lost,
         cause: image.cause,
         tree: Tree::LeftAlone,
@@ -133,7 +133,7 @@ impl Job {
         image: &JobImage,
         main: Option<Main>,
         pipes: Pipes,
-        end: Option<EndRecord>,
+        end: Option<End>,
     ) -> Option<Self> {
         let pid = match &main {
             Some(main) => main.pid,

@@ -4,65 +4,54 @@ use std::io;
 
 use bowline_proto::outcome::{Happened, Kill, Outcome};
 
-use crate::ipc::{Cause, Exited, NotStarted, Tree};
-
-/// What the keeper said when the main process was reaped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reaped {
-    pub(super) exited: Exited,
-    pub(super) cause: Option<Cause>,
-    pub(super) tree: Tree,
-    pub(super) unix_ms: u64,
-}
+use crate::ipc::{Cause, End, Exited, NotStarted, Tree};
 
 /// Why the server itself ended a job, where it did: a code and a sentence.
 pub(super) type Note = (&'static str, &'static str);
 
-impl Reaped {
-    /// The outcome, once the output is read.
-    pub(super) fn outcome(&self, started_ms: Option<u64>, note: Option<Note>) -> Outcome {
-        // Streams that the server lost make a job one that it ended, however fast the program was.
-        let lost_streams = note.map(|_| Cause::Cancelled(libc::SIGKILL));
-        let cause = self.cause.or(lost_streams);
-        let (happened, code, signal, core_dumped) = match (cause, self.exited) {
-            (_, Exited::Lost) => (Happened::Lost, None, None, false),
-            (cause, Exited::Code(code)) => (made(cause, Happened::Exited), Some(code), None, false),
-            (
-                cause,
-                Exited::Signal {
-                    signal,
-                    core_dumped,
-                },
-            ) => (
-                made(cause, Happened::Signaled),
-                None,
-                Some(signal),
+/// The outcome of a job that ended, once its output is read.
+pub(super) fn outcome(end: &End, started_ms: Option<u64>, note: Option<Note>) -> Outcome {
+    // Streams that the server lost make a job one that it ended, however fast the program was.
+    let lost_streams = note.map(|_| Cause::Cancelled(libc::SIGKILL));
+    let cause = end.cause.or(lost_streams);
+    let (happened, code, signal, core_dumped) = match (cause, end.exited) {
+        (_, Exited::Lost) => (Happened::Lost, None, None, false),
+        (cause, Exited::Code(code)) => (made(cause, Happened::Exited), Some(code), None, false),
+        (
+            cause,
+            Exited::Signal {
+                signal,
                 core_dumped,
-            ),
-        };
-        let signal = match self.cause {
-            // What was asked for says more than the SIGKILL that may have come of it.
-            Some(Cause::Cancelled(asked)) => Some(asked),
-            _ => signal,
-        };
-        Outcome {
-            outcome: happened,
-            code,
-            signal,
-            core_dumped,
-            kill: match self.tree {
-                Tree::LeftAlone => None,
-                Tree::Exact => Some(Kill::Exact),
-                Tree::BestEffort => Some(Kill::BestEffort),
             },
-            started_ms,
-            ended_ms: Some(self.unix_ms),
-            error: note
-                .map(|(code, _)| code)
-                .or_else(|| self.cause.and_then(error_of))
-                .map(str::to_owned),
-            message: note.map(|(_, message)| message.to_owned()),
-        }
+        ) => (
+            made(cause, Happened::Signaled),
+            None,
+            Some(signal),
+            core_dumped,
+        ),
+    };
+    let signal = match end.cause {
+        // What was asked for says more than the SIGKILL that may have come of it.
+        Some(Cause::Cancelled(asked)) => Some(asked),
+        _ => signal,
+    };
+    Outcome {
+        outcome: happened,
+        code,
+        signal,
+        core_dumped,
+        kill: match end.tree {
+            Tree::LeftAlone => None,
+            Tree::Exact => Some(Kill::Exact),
+            Tree::BestEffort => Some(Kill::BestEffort),
+        },
+        started_ms,
+        ended_ms: Some(end.unix_ms),
+        error: note
+            .map(|(code, _)| code)
+            .or_else(|| end.cause.and_then(error_of))
+            .map(str::to_owned),
+        message: note.map(|(_, message)| message.to_owned()),
     }
 }
 
@@ -132,8 +121,8 @@ fn said(errno: i32) -> String {
 mod tests {
     use super::*;
 
-    fn reaped(exited: Exited, cause: Option<Cause>) -> Reaped {
-        Reaped {
+    fn end(exited: Exited, cause: Option<Cause>) -> End {
+        End {
             exited,
             cause,
             tree: Tree::Exact,
@@ -143,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_the_keeper_saw_is_the_outcome() {
-        let of = |exited, cause| reaped(exited, cause).outcome(Some(3), None);
+        let of = |exited, cause| outcome(&end(exited, cause), Some(3), None);
         let killed = Exited::Signal {
             signal: libc::SIGKILL,
             core_dumped: false,
@@ -165,7 +154,7 @@ mod tests {
             assert_eq!((lost.outcome, lost.code), (Happened::Lost, None));
         }
         // What the server lost says more than how fast the program was.
-        let lost = reaped(Exited::Code(0), None).outcome(Some(3), Some(("code", "why")));
+        let lost = outcome(&end(Exited::Code(0), None), Some(3), Some(("code", "why")));
         assert_eq!(
             (lost.outcome, lost.error.as_deref()),
             (Happened::Cancelled, Some("code"))

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::begin::Given;
-use super::outcome::{Note, Reaped};
+use super::outcome::{self, Note};
 use super::pipes::{InputPipe, OutputPipe, Pumped};
 use super::terminal::Terminal;
 use super::{Job, Memfds, not_started, remember};
@@ -34,7 +34,7 @@ use crate::gate::connection::{KEEPER_GONE, refusal};
 use crate::gate::estate::Streams;
 use crate::gate::link::{Letter, Mail};
 use crate::ipc::{
-    Cause, Exited, JobSnapshot, JobSpec, Stream as KeeperStream, ToGate, ToKeeper, Tree,
+    Cause, End, Exited, JobSnapshot, JobSpec, Stream as KeeperStream, ToGate, ToKeeper, Tree,
 };
 
 /// Turns before other tasks of the worker get theirs.
@@ -75,7 +75,7 @@ pub(in crate::gate) struct Owner {
     pub(super) stdin: Option<InputPipe>,
     pub(super) output: [Option<OutputPipe>; 2],
     pub(super) terminal: Option<Terminal>,
-    reaped: Option<Reaped>,
+    end: Option<End>,
     /// When the pipes are closed although somebody holds them still.
     deadline: Option<Pin<Box<Sleep>>>,
     sealed: bool,
@@ -123,13 +123,8 @@ impl Owner {
         } else if let Err(error) = owner.take(&given, fds) {
             owner.lose_streams(&error);
         }
-        if let Some((exited, cause, tree, unix_ms)) = snapshot.ended {
-            owner.reaped(Reaped {
-                exited,
-                cause,
-                tree,
-                unix_ms,
-            });
+        if let Some(end) = snapshot.ended {
+            owner.ended(end);
         }
         owner
     }
@@ -145,7 +140,7 @@ impl Owner {
             stdin: None,
             output: [None, None],
             terminal: None,
-            reaped: None,
+            end: None,
             deadline: None,
             sealed: false,
             grace: None,
@@ -221,18 +216,7 @@ impl Owner {
                 let (code, message) = refusal(code);
                 self.refuse(code, message);
             }
-            ToGate::Ended {
-                exited,
-                cause,
-                tree,
-                unix_ms,
-                ..
-            } => self.reaped(Reaped {
-                exited,
-                cause,
-                tree,
-                unix_ms,
-            }),
+            ToGate::Ended { end, .. } => self.ended(end),
             // The link keeps what concerns no job.
             _ => {}
         }
@@ -295,7 +279,7 @@ impl Owner {
             return false;
         }
         if matches!(self.phase, Phase::Known) {
-            if self.reaped.is_some() {
+            if self.end.is_some() {
                 // It ended by itself, and what it said nobody has heard to the end.
                 self.note = self.note.or(self.output_waits().then_some(NOBODY));
             } else {
@@ -409,12 +393,12 @@ impl Owner {
     // ---- the end ----------------------------------------------------------
 
     /// The main process was reaped.
-    fn reaped(&mut self, reaped: Reaped) {
+    fn ended(&mut self, end: End) {
         // A job that was made to end has its whole tree ended too.
-        if !self.job.terms.wait_output || reaped.cause.is_some() || reaped.exited == Exited::Lost {
+        if !self.job.terms.wait_output || end.cause.is_some() || end.exited == Exited::Lost {
             self.wait_a_moment();
         }
-        self.reaped = Some(reaped);
+        self.end = Some(end);
     }
 
     /// Whoever holds the pipes still is not waited for longer than this.
@@ -432,8 +416,8 @@ impl Owner {
         self.draining |= !stays;
         match self.phase {
             Phase::Recording(..) => return self.refuse("keeper_gone", KEEPER_GONE),
-            Phase::Known if self.reaped.is_none() => {
-                self.reaped = Some(Reaped {
+            Phase::Known if self.end.is_none() => {
+                self.end = Some(End {
                     exited: Exited::Lost,
                     cause: None,
                     tree: Tree::LeftAlone,
@@ -498,7 +482,7 @@ impl Owner {
 
     /// The outcome, once the main process is reaped and its output is in the rings.
     fn finish(&mut self) -> bool {
-        let Some(reaped) = self.reaped else {
+        let Some(end) = self.end else {
             return false;
         };
         if !matches!(self.phase, Phase::Known) || self.output_waits() {
@@ -508,7 +492,7 @@ impl Owner {
             let state = self.job.state();
             (state.pid != 0).then_some(state.unix_ms)
         };
-        self.over(reaped.outcome(started, self.note));
+        self.over(outcome::outcome(&end, started, self.note));
         true
     }
 

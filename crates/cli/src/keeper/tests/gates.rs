@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::roles::{GateOrder, Options};
 use super::world::{Answer, World, job_id, lives, read_all, shell, spec, wait_gone};
-use crate::ipc::{Cause, Exited, JobSpec, RefuseCode, Stdin, Stream, ToGate, ToKeeper, Tree};
+use crate::ipc::{Cause, End, Exited, JobSpec, RefuseCode, Stdin, Stream, ToGate, ToKeeper, Tree};
 
 fn address(world: &World) -> (String, u64) {
     let ToGate::Welcome {
@@ -94,7 +94,12 @@ fn a_killed_gate_is_replaced_with_the_same_sockets_and_jobs() {
     );
     // What the first gate never read is there for this one.
     let (snapshot, fds_over) = of(over.id);
-    let (exited, cause, tree, _) = snapshot.ended.unwrap();
+    let End {
+        exited,
+        cause,
+        tree,
+        ..
+    } = snapshot.ended.unwrap();
     assert_eq!(
         (exited, cause, tree),
         (Exited::Code(3), None, Tree::LeftAlone)

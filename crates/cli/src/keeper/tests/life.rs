@@ -176,8 +176,8 @@ fn jobs_of_a_killed_keeper_are_found_and_their_outcome_is_lost() {
         assert_eq!((snapshot.pid, snapshot.ended), (job.pid.as_raw_pid(), None));
         assert!(snapshot.kept);
     }
-    assert_eq!(of(gone.id).ended.unwrap().0, Exited::Lost);
-    assert_eq!(of(over.id).ended.unwrap().0, Exited::Code(3));
+    assert_eq!(of(gone.id).ended.unwrap().exited, Exited::Lost);
+    assert_eq!(of(over.id).ended.unwrap().exited, Exited::Code(3));
     // None of them starts again, released or not.
     let refused = |answer| matches!(answer, Answer::Refused(RefuseCode::DuplicateJob));
     for id in [running.id, gone.id, over.id, released.id] {

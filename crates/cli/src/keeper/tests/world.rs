@@ -495,13 +495,7 @@ impl TestGate {
     /// Waits for a job's end.
     pub(super) fn ended(&mut self, id: JobId) -> (Exited, Option<Cause>, Tree) {
         let (ended, _) = self.expect(|message| match message {
-            ToGate::Ended {
-                job,
-                exited,
-                cause,
-                tree,
-                ..
-            } if *job == id => Some((*exited, *cause, *tree)),
+            ToGate::Ended { job, end } if *job == id => Some((end.exited, end.cause, end.tree)),
             _ => None,
         });
         ended
