@@ -282,3 +282,60 @@ async fn a_datagram_service_listens_on_nothing_else() {
     let refused = builder.datagram(Upper::default()).await;
     assert!(matches!(refused, Err(ListenError::Kind(_))));
 }
+
+/// Asks until there is an answer: what comes in a flood may be dropped by the kernel.
+async fn ask_again_and_again(client: &DatagramSocket, request: &[u8]) -> Vec<u8> {
+    soon(async {
+        let mut reply = Vec::new();
+        loop {
+            client.send(request).await.unwrap();
+            let within = Duration::from_millis(200);
+            let heard = tokio::time::timeout(within, client.receive(&mut reply)).await;
+            if heard.is_ok_and(|heard| heard.is_ok()) {
+                return reply;
+            }
+        }
+    })
+    .await
+}
+
+/// Sends a datagram whose source port is 0, which no client has and nobody can be
+/// answered at. Only who may open raw sockets can.
+fn from_port_zero(port: u16) {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP));
+    let Ok(raw) = raw else { return };
+    let payload = b"forged";
+    let len = u16::try_from(8 + payload.len()).unwrap();
+    // RFC 768: source port, destination port, length, no checksum.
+    let header = [0, port, len, 0].map(u16::to_be_bytes).concat();
+    let to = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    raw.send_to(&[&header, &payload[..]].concat(), &to.into())
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_from_odd_ports_leaves_the_others_answered() {
+    let service = Upper::default();
+    let errors = service.errors.clone();
+    let server = Running::new(udp(), service).await;
+    let at = server.handle.endpoints()[0].to_string();
+    let at = at.strip_prefix("udp://").unwrap();
+    let port = at.rsplit(':').next().unwrap().parse().unwrap();
+    let other = server.client().await;
+    assert_eq!(ask(&other, b"before").await, b"BEFORE");
+    for _ in 0..20 {
+        from_port_zero(port);
+        // Those of other services want privileges; the rest are as many clients.
+        for source in [1, 7, 19, 53, 123, 1023].into_iter().chain([0; 100]) {
+            if let Ok(socket) = std::net::UdpSocket::bind(("127.0.0.3", source)) {
+                socket.send_to(b"flood", at).unwrap();
+            }
+        }
+        // Those sockets are gone already: the answers reach nobody.
+        assert_eq!(ask_again_and_again(&other, b"during").await, b"DURING");
+    }
+    let errors = errors.lock().unwrap();
+    let of_system = "an operation of the system failed";
+    assert!(errors.iter().all(|error| error == of_system), "{errors:?}");
+}
