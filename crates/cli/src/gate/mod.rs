@@ -290,7 +290,7 @@ fn adoptions(first: &OwnedFd) -> anyhow::Result<Vec<Adoption>> {
             .context("the keeper said nothing about jobs")?;
         match message {
             ToGate::Adopt { snapshot } => adoptions.push(Adoption {
-                job: Arc::new(Job::adopted(&snapshot)),
+                job: Arc::new(Job::adopted(&snapshot, &fds)),
                 snapshot: *snapshot,
                 fds,
             }),

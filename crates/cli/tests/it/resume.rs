@@ -66,6 +66,26 @@ fn without_a_fault_one_connection_does() {
     check(&client, &exit);
 }
 
+/// What is in a terminal or on its way from it when the gate is killed is not lost either.
+#[test]
+fn a_terminal_survives_its_gates_and_lines() {
+    let total: u64 = 2 * 8 * 1024 * 1024 + 12_345;
+    let script = format!(
+        "import os, tty
+tty.setraw(1)
+left = memoryview(b''.join(at.to_bytes(8, 'little') for at in range({total} // 8 + 1)))[:{total}]
+while left: left = left[os.write(1, left):]"
+    );
+    let server = server();
+    let mut client = Client::new(&server, &["python3", "-c", &script], total);
+    client.terminal = true;
+    let exit = block_on(client.run(9));
+    assert_eq!(client.faults, 9);
+    assert_eq!(exit.outcome.code, Some(0), "{exit:?}");
+    assert_eq!(client.got, [total, 0]);
+    assert_eq!((exit.stdout, exit.stderr), (total, 0));
+}
+
 /// A client of minor 1, of raw frames.
 pub(crate) fn raw(server: &Server) -> Raw {
     let mut raw = Raw::tls(server);

@@ -13,7 +13,7 @@ use super::owner::{Owner, Phase};
 use super::pipes::{InputPipe, OutputPipe};
 use super::ring::Ring;
 use super::terminal::{self, Terminal};
-use super::{Memfds, Stage, input};
+use super::{Job, Memfds, Stage, input};
 use crate::gate::connection::{order, refusal};
 use crate::gate::spec;
 use crate::ipc::{Cause, RefuseCode, Stream, ToKeeper};
@@ -23,6 +23,37 @@ const LOST_STREAMS: Note = (
     "out_of_resources",
     "the server has no descriptors or memory left for the job's streams, and ended it",
 );
+
+impl Job {
+    /// Takes the memfds, and reads from them how far the streams are: before anybody attaches.
+    ///
+    /// # Errors
+    /// As fstat(2), lseek(2) and pwrite(2), and where one is not what it should be.
+    pub(super) fn know(&self, memfds: Memfds) -> io::Result<()> {
+        let mut state = self.state();
+        if self.memfds.set(memfds).is_err() {
+            return Ok(());
+        }
+        let Some(memfds) = self.memfds.get() else {
+            return Ok(());
+        };
+        if let Some(memfd) = &memfds.stdin {
+            let memfd = memfd.as_fd();
+            let end = input::end(memfd)?;
+            let early = std::mem::take(&mut state.stdin.early);
+            input::take(memfd, end, &early)?;
+            state.stdin.end = end.saturating_add(u64::try_from(early.len()).unwrap_or(u64::MAX));
+            state.stdin.taken = input::Input::open(memfd)?.position();
+        }
+        for (memfd, output) in memfds.output.iter().zip(&mut state.output) {
+            let end = Ring::open(memfd.as_fd())?.end();
+            (output.end, output.reserved) = (end, end);
+            // Whoever comes back says what it has; until then all of the ring is kept.
+            output.floor = output.oldest();
+        }
+        Ok(())
+    }
+}
 
 /// Which pipes and memfds come beside a message.
 pub(super) struct Given {
@@ -110,7 +141,8 @@ impl Owner {
         }
         self.terminal = Terminal::open(fds.split_off(open.len() + spools.len()))?;
         let memfds = Memfds::from(spools, fds.split_off(open.len())).ok_or_else(missing)?;
-        let memfds = self.job.memfds.get_or_init(|| memfds);
+        self.job.know(memfds)?;
+        let memfds = self.job.memfds.get().ok_or_else(missing)?;
         let mut pipes: Vec<_> = open.iter().copied().zip(fds).collect();
         let mut pipe = |stream| {
             let at = pipes.iter().position(|(of, _)| *of == stream);
@@ -128,27 +160,16 @@ impl Owner {
                 terminal::resize(master.as_fd(), size);
             }
         }
-        if let Some(memfd) = &memfds.stdin {
-            let memfd = memfd.as_fd();
-            let end = input::end(memfd)?;
-            let early = std::mem::take(&mut state.stdin.early);
-            input::take(memfd, end, &early)?;
-            state.stdin.end = end.saturating_add(u64::try_from(early.len()).unwrap_or(u64::MAX));
-            state.stdin.taken = input::Input::open(memfd)?.position();
-            if let Some(pipe) = pipe(Stream::Stdin) {
-                self.stdin = Some(InputPipe::open(pipe, memfd)?);
-            }
+        if let (Some(memfd), Some(pipe)) = (&memfds.stdin, pipe(Stream::Stdin)) {
+            self.stdin = Some(InputPipe::open(pipe, memfd.as_fd())?);
         }
         for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
-            let memfd = memfds.output[index].as_fd();
-            let end = Ring::open(memfd)?.end();
-            let output = &mut state.output[index];
-            (output.end, output.reserved) = (end, end);
-            // Whoever comes back says what it has; until then all of the ring is kept.
-            output.floor = output.oldest();
             match pipe(stream) {
-                Some(pipe) => self.output[index] = Some(OutputPipe::open(pipe, memfd)?),
-                None => output.closed = true,
+                Some(pipe) => {
+                    let memfd = memfds.output[index].as_fd();
+                    self.output[index] = Some(OutputPipe::open(pipe, memfd)?);
+                }
+                None => state.output[index].closed = true,
             }
         }
         Ok(())

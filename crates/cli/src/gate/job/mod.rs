@@ -25,6 +25,7 @@ mod ring;
 mod terminal;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Waker};
@@ -222,8 +223,9 @@ impl Job {
         }
     }
 
-    /// A job of an earlier gate. Where its descriptors are is up to its owner.
-    pub(super) fn adopted(snapshot: &JobSnapshot) -> Self {
+    /// A job of an earlier gate, with what its owner is given: how far the streams are must be known before
+    /// the first connection, and the pipes are the owner's.
+    pub(super) fn adopted(snapshot: &JobSnapshot, fds: &[OwnedFd]) -> Self {
         let mut state = State::new(snapshot.stdin);
         if !snapshot.starting {
             state.stage = Stage::Running;
@@ -235,7 +237,7 @@ impl Job {
         state.pinned = true;
         state.cut = snapshot.kept;
         state.known = true;
-        Self {
+        let job = Self {
             id: snapshot.job,
             user: snapshot.user.clone(),
             uid: snapshot.uid,
@@ -244,7 +246,18 @@ impl Job {
             memfds: OnceLock::new(),
             master: OnceLock::new(),
             state: Mutex::new(state),
+        };
+        let memfds = fds.iter().skip(snapshot.open.len());
+        let memfds = memfds.take(snapshot.spools.len());
+        let known = memfds
+            .map(OwnedFd::try_clone)
+            .collect::<io::Result<_>>()
+            .and_then(|fds| Memfds::from(&snapshot.spools, fds).map_or(Ok(()), |it| job.know(it)));
+        if let Err(error) = known {
+            // Its owner finds out the same, and ends it.
+            tracing::error!(%error, job = %job.id, "the job's streams cannot be read");
         }
+        job
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,7 +9,7 @@ use bowline::client::{
 use bowline_proto::auth::{Binding, Proof};
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
-use bowline_proto::message::{Attach, Exit, OnDisconnect};
+use bowline_proto::message::{Attach, Exit, OnDisconnect, Pty};
 
 use crate::hostile::raw::{job, user};
 use crate::hostile::witness::gate_of;
@@ -65,6 +65,8 @@ pub(super) struct Client<'a> {
     argv: Vec<Vec<u8>>,
     /// The length of the stream.
     pub(super) total: u64,
+    /// The program has a terminal, and writes the stream by itself.
+    pub(super) terminal: bool,
     started: bool,
     pub(super) got: [u64; 2],
     /// What has become of the connections so far.
@@ -84,6 +86,7 @@ impl<'a> Client<'a> {
             job: job(total).parse().unwrap(),
             argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
             total,
+            terminal: false,
             started: false,
             got: [0; 2],
             connections: 0,
@@ -95,7 +98,8 @@ impl<'a> Client<'a> {
 
     /// Goes on until there is an outcome.
     pub(super) async fn run(&mut self, faults: u32) -> Exit {
-        let step = 2 * self.total / u64::from(faults + 1);
+        let streams = if self.terminal { 1 } else { 2 };
+        let step = streams * self.total / u64::from(faults + 1);
         self.fault_at = step;
         loop {
             self.connections += 1;
@@ -122,12 +126,16 @@ impl<'a> Client<'a> {
             let request = StartRequest {
                 argv: self.argv.clone(),
                 on_disconnect: OnDisconnect::Keep,
+                null_stdin: self.terminal,
+                pty: self.terminal.then(Pty::default),
                 ..StartRequest::default()
             };
             connection.start(self.job, &request)?
         };
         loop {
-            self.feed(&mut connection, channel);
+            if !self.terminal {
+                self.feed(&mut connection, channel);
+            }
             match connection.next().await? {
                 Happening::Started(_, started) => {
                     self.started = true;
