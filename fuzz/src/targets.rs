@@ -16,6 +16,7 @@ use bowline_proto::message::{
     Attach, Auth, Bye, Exit, Forget, Gap, Granted, Hello, Jobs, List, Message, Ping, Pong, Refused,
     Resize, Signal, Start, Started, Window,
 };
+use bowline_proto::plain::ntp;
 use bowline_proto::session::{Event, ServerEvent, ServerHandshake, Session, Step};
 use bowline_proto::sshsig::SshSig;
 use bowline_proto::{copy, grants, known_hosts};
@@ -39,6 +40,7 @@ pub const ALL: &[Target] = &[
     ("framing_decimal", framing_decimal_target),
     ("framing_delimited", framing_delimited_target),
     ("copy", copy_target),
+    ("ntp", ntp_target),
 ];
 
 /// A frame that decodes encodes to the same bytes, no beginning of it decodes,
@@ -542,4 +544,32 @@ pub fn framing_delimited_target(data: &[u8]) {
     // The last one may lack its delimiter.
     let shorter = &again[..again.len().saturating_sub(delimiter.len())];
     assert!(data.starts_with(&again) || data.starts_with(shorter));
+}
+
+/// A packet reads and writes as the same bytes; only a client is answered, never with
+/// more bytes than it sent, and the answer is one that its client takes and no server.
+pub fn ntp_target(data: &[u8]) {
+    let clock = ntp::ClockState {
+        leap: ntp::Leap::None,
+        stratum: 2,
+        precision: -20,
+        root_delay: ntp::Short(1),
+        root_dispersion: ntp::Short(1),
+        reference_id: [127, 127, 1, 1],
+    };
+    let now = i128::from(u32::MAX) * 500_000_000;
+    if let Some(packet) = ntp::Packet::decode(data) {
+        assert_eq!(packet.encode(), data[..ntp::PACKET_BYTES]);
+        let nonce = packet.origin.0;
+        if let Ok(sample) = ntp::sample(data, nonce, now, now) {
+            assert_eq!(sample.packet, packet);
+            assert!(sample.delay >= 0 && sample.uncertainty >= sample.delay / 2);
+        }
+    }
+    if let Some(answer) = ntp::answer(data, &clock, now, now) {
+        assert!(answer.len() <= data.len());
+        assert!(ntp::answer(&answer, &clock, now, now).is_none());
+        let nonce = ntp::Packet::decode(data).unwrap().transmit.0;
+        assert!(ntp::sample(&answer, nonce, now, now).is_ok());
+    }
 }

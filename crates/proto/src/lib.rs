@@ -30,6 +30,7 @@ pub mod limits;
 pub mod message;
 pub mod outcome;
 pub mod pattern;
+pub mod plain;
 pub mod session;
 pub mod ssh_wire;
 pub mod sshsig;

@@ -1,0 +1,3 @@
+//! What the plain services say on the wire: bytes in, messages out, and no IO.
+
+pub mod ntp;
