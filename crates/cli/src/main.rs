@@ -18,6 +18,7 @@ mod ipc;
 mod keeper;
 mod local;
 mod report;
+mod system_clock;
 mod target;
 mod terminal;
 

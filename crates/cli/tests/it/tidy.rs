@@ -36,6 +36,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ),
     ("crates/cli/src/keeper/aside.rs", "fork, for what may hang"),
     ("crates/cli/src/keeper/local_time.rs", "mktime"),
+    ("crates/cli/src/system_clock.rs", "strftime and adjtimex"),
 ];
 
 /// Where tests may sleep, and why that does not wait for a thing.
