@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bowline::client::{Endpoint, HostKeyError, HostTrust, Proofs, ServerProof};
 use bowline::credentials::host_key::HostKey;
 use bowline::credentials::private_key::PrivateKey;
@@ -43,45 +43,26 @@ impl LocalServer {
 
     fn start_in(dir: &Path) -> anyhow::Result<Self> {
         let identity = PrivateKey::generate().context("a fresh key")?;
-        // Everything is in the server's own folder, which it removes when it ends, however it does.
-        let host_path = dir.join("host_key");
-        let host_key = HostKey::load_or_create(&host_path).context("a fresh host key")?;
-        let host_key = host_key.public().ed25519().context("an Ed25519 key")?;
-        let grants = dir.join("authorized_keys");
+        let host_key = fresh_host_key(dir)?;
+        let grants = grants_of(dir);
         std::fs::write(&grants, format!("{}\n", identity.public())).context("the grant file")?;
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0_of_this_process()
-            .args(["serve", "--listen", "tcp://127.0.0.1:0", "--lifeline"])
-            .arg("--state-dir")
-            .arg(dir)
-            .arg("--host-key")
-            .arg(&host_path)
-            .arg("--authorized-keys")
-            .arg(&grants);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // A Ctrl-C on the terminal is for the job, not for its server.
-            .process_group(0)
-            .spawn()
-            .context("bowline itself")?;
-        let stdout = child.stdout.take().context("its stdout")?;
-        let port = match listening(BufReader::new(stdout)) {
-            Ok(port) => port,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
-        };
-        Ok(Self {
+        let (child, address) = start_server(dir, "tcp://127.0.0.1:0", |_| {})?;
+        let mut server = Self {
             child,
             dir: dir.to_owned(),
-            port,
+            port: 0,
             host_key,
             identity: Some(identity),
-        })
+        };
+        let port = address.strip_prefix("tcp://127.0.0.1:");
+        match port.and_then(|port| port.parse().ok()) {
+            Some(port) => server.port = port,
+            None => {
+                server.finish();
+                bail!("it listens on {address:?}");
+            }
+        }
+        Ok(server)
     }
 
     /// How to connect to it. The key is handed out once.
@@ -102,9 +83,65 @@ impl LocalServer {
     }
 }
 
+/// The host key of a server whose files all lie in one folder; its public half.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(crate) fn fresh_host_key(dir: &Path) -> anyhow::Result<[u8; 32]> {
+    let host_key = HostKey::load_or_create(&host_key_of(dir)).context("a fresh host key")?;
+    host_key.public().ed25519().context("an Ed25519 key")
+}
+
+fn host_key_of(dir: &Path) -> PathBuf {
+    dir.join("host_key")
+}
+
+fn grants_of(dir: &Path) -> PathBuf {
+    dir.join("authorized_keys")
+}
+
+/// Starts a server that keeps everything in `dir`, ends with its stdin, and serves
+/// nobody but whom `dir` and `more` name; gives the address that it listens on.
+///
+/// # Errors
+/// Where it does not come up; it is gone then.
+pub(crate) fn start_server(
+    dir: &Path,
+    listen: &str,
+    more: impl FnOnce(&mut Command),
+) -> anyhow::Result<(Child, String)> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0_of_this_process()
+        .args(["serve", "--lifeline", "--listen", listen])
+        .arg("--state-dir")
+        .arg(dir)
+        .arg("--host-key")
+        .arg(host_key_of(dir))
+        .arg("--authorized-keys")
+        .arg(grants_of(dir));
+    more(&mut command);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // A Ctrl-C on the terminal is for the job, not for its server.
+        .process_group(0)
+        .spawn()
+        .context("bowline itself")?;
+    let stdout = child.stdout.take().context("its stdout")?;
+    match listening(BufReader::new(stdout)) {
+        Ok(address) => Ok((child, address)),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
 /// A folder of its own name. As root the gate, which runs as somebody else,
 /// has to be able to reach its part; the secrets in it have modes of their own.
-fn make_dir() -> anyhow::Result<PathBuf> {
+pub(crate) fn make_dir() -> anyhow::Result<PathBuf> {
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("no random bytes"))?;
     let dir = std::env::temp_dir().join(format!("bowline-local-{}", hex::encode(random)));
@@ -118,13 +155,13 @@ fn make_dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Reads `listening tcp://127.0.0.1:PORT`.
-fn listening(mut stdout: impl BufRead) -> anyhow::Result<u16> {
+/// Reads `listening ADDRESS`.
+fn listening(mut stdout: impl BufRead) -> anyhow::Result<String> {
     let mut line = String::new();
     stdout.read_line(&mut line).context("its first line")?;
-    line.trim_end()
-        .strip_prefix("listening tcp://127.0.0.1:")
-        .and_then(|port| port.parse().ok())
+    let address = line.trim_end().strip_prefix("listening ");
+    address
+        .map(str::to_owned)
         .with_context(|| format!("it did not say where it listens, but {line:?}"))
 }
 

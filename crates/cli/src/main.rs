@@ -17,6 +17,7 @@ mod inherited;
 mod ipc;
 mod keeper;
 mod local;
+mod plain;
 mod report;
 mod system_clock;
 mod target;
@@ -53,6 +54,7 @@ enum Command {
     Keygen(cmd::keygen::KeygenFlags),
     Trust(cmd::trust::TrustFlags),
     Authorize(cmd::authorize::AuthorizeFlags),
+    Plain(cmd::plain::PlainFlags),
     /// The network side of a server; started by `bowline serve` alone
     #[command(hide = true)]
     Gate {
@@ -97,6 +99,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keygen(flags) => cmd::keygen::keygen(&flags),
         Command::Trust(flags) => wait_for(cmd::trust::trust(flags)),
         Command::Authorize(flags) => cmd::authorize::authorize(&flags),
+        Command::Plain(flags) => cmd::plain::plain(flags),
         Command::Serve(flags) => serve(&flags, cli.verbose),
         Command::Gate { workers } => gate::main(workers),
         Command::CopyWorker { role } => Ok(copy::worker::main(role)),
@@ -139,7 +142,7 @@ fn serve(flags: &config::ServeFlags, verbose: u8) -> anyhow::Result<ExitCode> {
         verbose,
         successor: flags.successor,
     });
-    if flags.lifeline || (flags.stdio && flags.state_dir.is_none()) {
+    if (flags.lifeline && !flags.keep_state) || (flags.stdio && flags.state_dir.is_none()) {
         // What was made for one session leaves no trace, also where its client was killed.
         let _ = std::fs::remove_dir_all(state_dir);
     }

@@ -7,6 +7,7 @@ pub(crate) mod jobs;
 pub(crate) mod keygen;
 pub(crate) mod kill;
 pub(crate) mod ping;
+pub(crate) mod plain;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod session;

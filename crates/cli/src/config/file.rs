@@ -68,6 +68,17 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Config
     parse(&text, path).map(Some)
 }
 
+/// Reads a file that must be there.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_required<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    read(path)?.ok_or_else(|| ConfigError::Read {
+        path: path.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })
+}
+
 /// Parses the text of a file.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ pub(crate) struct ServeFlags {
     /// Serve a session on standard input and output, by a server of this user that stays while it has jobs
     #[arg(long, conflicts_with = "listen")]
     pub(crate) stdio: bool,
-    /// End when standard input does; serve this account alone, read no file
+    /// End when standard input does; read no file, leave no state behind
     #[arg(long, hide = true, conflicts_with_all = ["stdio", "config"])]
     pub(crate) lifeline: bool,
     /// End when nobody was connected and nothing ran for this time; serve this account alone
@@ -39,6 +39,9 @@ pub(crate) struct ServeFlags {
     /// Go on with what an earlier program of this process has left in this descriptor
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) successor: Option<i32>,
+    /// Leave the state directory behind
+    #[arg(long, hide = true, requires = "lifeline")]
+    pub(crate) keep_state: bool,
     /// Threads that serve connections
     #[arg(long, value_name = "N", hide = true)]
     pub(crate) workers: Option<u16>,

@@ -14,7 +14,7 @@ mod server_file;
 mod show;
 
 pub(crate) use client::{ClientConfig, HostSettings, Trust};
-pub(crate) use file::ConfigError;
+pub(crate) use file::{ConfigError, read_required};
 pub(crate) use flags::ServeFlags;
 pub(crate) use gate::GateConfig;
 pub(crate) use machine::session_dirs;

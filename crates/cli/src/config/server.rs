@@ -30,7 +30,8 @@ pub(crate) struct ServerConfig {
     /// Whether `~/.ssh/authorized_keys` of the user counts too.
     pub(crate) ssh_authorized_keys: bool,
     /// Jobs run as the account that the server runs as, and as no other. Always
-    /// so for a server that is not root's, over stdio, and with a lifeline.
+    /// so for a server that is not root's, over stdio, and with a lifeline unless a
+    /// flag names others.
     pub(crate) own_user_only: bool,
     /// As root: the users that may be asked for; empty is none.
     pub(crate) allow_users: Vec<String>,
@@ -150,7 +151,10 @@ impl ServerConfig {
             &flags.authorized_keys,
             file.authorized_keys,
         )?;
-        let for_one = flags.stdio || flags.lifeline || flags.until_idle.is_some();
+        // With a lifeline other accounts come from the flag alone, as no file is read.
+        let for_one = flags.stdio
+            || flags.until_idle.is_some()
+            || (flags.lifeline && flags.allow_user.is_empty());
         let state_dir = match path("state_dir", &flags.state_dir, file.state_dir)? {
             Some(dir) if !flags.stdio || flags.state_dir.is_some() => dir,
             // Another server may hold the usual folder, and other sessions theirs.

@@ -170,6 +170,13 @@ fn one_session_serves_its_own_account_in_a_folder_of_its_own() {
     let config = merged("allow_users = [\"ann\"]", &until_idle, true).unwrap();
     assert!(config.own_user_only);
     assert_eq!(config.until_idle_ms, Some(1500));
+    let named = ServeFlags {
+        allow_user: vec!["ann".to_owned()],
+        ..lifeline
+    };
+    let config = merged("", &named, true).unwrap();
+    assert!(!config.own_user_only && config.allow_users == ["ann"]);
+    assert!(merged("", &named, false).unwrap().own_user_only);
 }
 
 #[test]
