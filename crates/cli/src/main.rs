@@ -55,6 +55,7 @@ enum Command {
     Trust(cmd::trust::TrustFlags),
     Authorize(cmd::authorize::AuthorizeFlags),
     Plain(cmd::plain::PlainFlags),
+    Time(cmd::time::TimeFlags),
     /// The network side of a server; started by `bowline serve` alone
     #[command(hide = true)]
     Gate {
@@ -99,6 +100,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keygen(flags) => cmd::keygen::keygen(&flags),
         Command::Trust(flags) => wait_for(cmd::trust::trust(flags)),
         Command::Authorize(flags) => cmd::authorize::authorize(&flags),
+        Command::Time(flags) => cmd::time::time(&flags),
         Command::Plain(flags) => cmd::plain::plain(flags),
         Command::Serve(flags) => serve(&flags, cli.verbose),
         Command::Gate { workers } => gate::main(workers),

@@ -12,4 +12,5 @@ pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod session;
 pub(crate) mod shell;
+pub(crate) mod time;
 pub(crate) mod trust;

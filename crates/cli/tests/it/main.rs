@@ -6,6 +6,7 @@ mod hostile;
 mod keeper_death;
 mod lifecycle;
 mod openssh;
+mod plain;
 mod policy;
 mod producers;
 mod readme;

@@ -1,0 +1,15 @@
+import socket
+
+server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(('127.0.0.1', 0))
+server.listen(5)
+print(server.getsockname()[1], flush=True)
+while True:
+    conn, addr = server.accept()
+    while True:
+        data = conn.recv(1024)
+        if not data:
+            break
+        conn.send(data.upper())
+    conn.close()
