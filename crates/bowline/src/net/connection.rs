@@ -143,6 +143,17 @@ impl Connection {
         self.reader.read_line(line).await
     }
 
+    /// As [`Reader::closed`], for a service that prepares a reply: says whether there is
+    /// nobody left to send it to. `false` is a peer that may only have closed its own
+    /// direction, and may still read; TCP does not tell the two apart.
+    ///
+    /// # Cancel safety
+    /// Safe: what the peer said meanwhile is there for the next read.
+    pub async fn gone(&mut self) -> bool {
+        self.reader.closed().await;
+        self.writer.is_gone().await
+    }
+
     /// As [`Writer::send`].
     ///
     /// # Errors

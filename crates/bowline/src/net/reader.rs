@@ -237,6 +237,36 @@ impl Reader {
         }
     }
 
+    /// Waits until the peer has closed its side or reset the connection, and keeps
+    /// what it says until then, up to a buffer; behind more than that its end cannot be
+    /// seen. Neither the idle time nor the server's stop ends the wait: it is for a
+    /// service that is busy with the peer's last message.
+    pub async fn closed(&mut self) {
+        std::future::poll_fn(|cx| self.poll_closed(cx)).await;
+    }
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.ended {
+            let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
+            let mut into = ReadBuf::new(buffer.free_mut());
+            if into.capacity() == 0 {
+                self.buffer = Some(buffer);
+                return Poll::Pending;
+            }
+            let polled = self.half.poll_read(cx, &mut into);
+            let len = into.filled().len();
+            buffer.fill(len);
+            if !buffer.filled().is_empty() {
+                self.buffer = Some(buffer);
+            }
+            self.ended = match ready!(polled) {
+                Ok(()) => len == 0,
+                Err(_) => true,
+            };
+        }
+        Poll::Ready(())
+    }
+
     /// The socket has nothing: the other reasons to go on.
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.between

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, Interest, Ready};
 use tokio::net::{tcp, unix};
 
 use super::buffer::Buffer;
@@ -39,6 +39,13 @@ impl WriteHalf {
         match self {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, bytes),
             Self::Unix(half) => Pin::new(half).poll_write(cx, bytes),
+        }
+    }
+
+    async fn ready(&self) -> io::Result<Ready> {
+        match self {
+            Self::Tcp(half) => half.ready(Interest::WRITABLE).await,
+            Self::Unix(half) => half.ready(Interest::WRITABLE).await,
         }
     }
 }
@@ -165,6 +172,13 @@ impl Writer {
                 .map_err(ServiceError::of_socket)?;
         }
         Ok(())
+    }
+
+    /// Whether the connection is gone for this direction too, once the kernel takes
+    /// bytes again: it was reset, or a Unix socket's other end is closed.
+    pub(super) async fn is_gone(&self) -> bool {
+        let ready = self.half.ready().await;
+        ready.map_or(true, |ready| ready.is_write_closed())
     }
 
     fn poll_write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

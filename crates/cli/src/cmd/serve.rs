@@ -402,7 +402,7 @@ impl Drop for UnixPaths {
 }
 
 /// Removes the socket of a server that is gone, and nothing else.
-pub(crate) fn remove_stale(path: &Path) -> anyhow::Result<()> {
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let meta = match std::fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -10,9 +10,9 @@ use std::io::BufRead as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use bowline::net::{Connection, ServiceError};
 use tokio::sync::{Notify, mpsc};
 
-use super::conn::Conn;
 use super::screen::Screen;
 
 /// Messages of one client that may wait for an answer; more is not read meanwhile.
@@ -65,9 +65,9 @@ impl Chat {
     ///
     /// # Errors
     /// What ends its connection.
-    pub(crate) async fn serve(&self, conn: &mut Conn) -> anyhow::Result<()> {
+    pub(crate) async fn serve(&self, conn: &mut Connection) -> Result<(), ServiceError> {
         let (answers, mut to_send) = mpsc::channel(WAITING_MAX);
-        let name = conn.peer.to_string();
+        let name = conn.peer().to_string();
         let number = {
             let mut clients = self.clients();
             clients.next += 1;
@@ -85,7 +85,7 @@ impl Chat {
                 answer = to_send.recv() => {
                     unanswered -= 1;
                     match answer {
-                        Some(Answer::Text(text)) => conn.send(&[text.as_bytes()]).await?,
+                        Some(Answer::Text(text)) => conn.send(text.as_bytes()).await?,
                         Some(Answer::End) | None => return Ok(()),
                     }
                 }

@@ -4,15 +4,13 @@
 pub(crate) mod challenge;
 pub(crate) mod chat;
 pub(crate) mod client;
-pub(crate) mod conn;
 pub(crate) mod exec;
 pub(crate) mod keeper;
 pub(crate) mod link;
-pub(crate) mod listen;
+pub(crate) mod places;
 pub(crate) mod reply;
 pub(crate) mod runner;
 pub(crate) mod screen;
-pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod shown;
 pub(crate) mod time;

@@ -129,23 +129,19 @@ struct Running {
 }
 
 impl Runner {
-    /// Connects to the keeper, which gives its grant, and gives the handle and the
-    /// task's work.
-    ///
-    /// # Errors
-    /// [`ClientError`], also where the keeper refuses the account.
-    pub(crate) async fn open(address: Address) -> Result<(Self, Driver), ClientError> {
+    /// Gives the handle and the task's work, which is to connect first.
+    pub(crate) fn new(address: Address) -> (Self, Driver) {
         let runner = Self {
             orders: Arc::default(),
             places: Arc::new(Semaphore::new(COMMANDS_MAX)),
             held: Arc::default(),
         };
         let driver = Driver {
-            line: Some(Line::open(&address).await?),
+            line: None,
             address,
             runner: runner.clone(),
         };
-        Ok((runner, driver))
+        (runner, driver)
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -228,6 +224,16 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    /// Connects to the keeper, which gives its grant to the account that this process
+    /// has by now.
+    ///
+    /// # Errors
+    /// [`ClientError`], also where the keeper refuses the account.
+    pub(crate) async fn connect(&mut self) -> Result<(), ClientError> {
+        self.line = Some(Line::open(&self.address).await?);
+        Ok(())
+    }
+
     /// Runs until it is dropped.
     pub(crate) async fn drive(mut self) {
         loop {

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bowline::net::Peer;
+use bowline::net::{Answer, Peer};
 use bowline_proto::plain::ntp::{self, ClockState, Leap, Short};
 use bowline_proto::plain::text::whole_characters;
 
-use super::service::Answer;
 use crate::system_clock::{self, KernelClock};
 
 /// The format of an empty request.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::bail;
-use bowline::net::Endpoint;
+use bowline::net::{Endpoint, Limits, Rate};
 use serde::{Deserialize, Deserializer};
 
 use crate::config;
@@ -15,13 +15,12 @@ use crate::plain::Service;
 use crate::plain::challenge::Digest;
 use crate::plain::reply::{Framing, Streams, Style};
 use crate::plain::runner::COMMANDS_MAX;
-use crate::plain::server::Limits;
 use crate::plain::time::Network;
 
 /// What `greet` says where nothing else is given.
 const GREETING: &str = "hello";
 /// Connections that the kernel holds until they are accepted.
-const BACKLOG: i32 = 128;
+const BACKLOG: u32 = 128;
 const CONNECTIONS_MAX: usize = 16 * 1024;
 const CONNECTIONS_PER_CLIENT_MAX: usize = 12 * 1024;
 const COMMANDS_PER_CLIENT_MAX: usize = COMMANDS_MAX / 2;
@@ -60,7 +59,8 @@ pub(crate) struct Common {
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Options {
-    /// Listen on tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or unixgram:PATH (may be given again)
+    /// Listen on tcp://HOST:PORT, udp://HOST:PORT, unix:PATH or unixgram:PATH (may be given again); the
+    /// addresses are the first lines on stdout, those of datagrams after the others
     #[arg(long, value_name = "ADDR")]
     #[serde(deserialize_with = "parsed_list")]
     pub(crate) listen: Vec<Endpoint>,
@@ -97,7 +97,7 @@ pub(crate) struct Options {
     /// time: be the reference, of this stratum, also where the kernel's clock is not synchronised
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=15))]
     pub(crate) local_stratum: Option<u8>,
-    /// time and upper: answer so many datagrams a second to one address off this machine
+    /// time, upper and show: look at so many datagrams a second of one address, where not only this machine can send them
     #[arg(long, value_name = "N")]
     pub(crate) datagrams_per_second: Option<u32>,
     /// exec: how the end of a message is marked
@@ -262,19 +262,30 @@ impl ServiceOptions {
         Ok(())
     }
 
-    pub(crate) fn backlog(&self) -> i32 {
-        self.backlog.map_or(BACKLOG, i32::from)
+    pub(crate) fn backlog(&self) -> u32 {
+        self.backlog.map_or(BACKLOG, u32::from)
+    }
+
+    /// What is in flight when a signal comes has so long.
+    pub(crate) fn drain(&self) -> Duration {
+        self.drain.unwrap_or(DRAIN)
     }
 
     pub(crate) fn limits(&self) -> Limits {
+        // A program of this machine needs no forged source to trouble it.
+        let outside = self.listen.iter().any(|address| !address.is_local());
+        let per_second = self.datagrams_per_second.unwrap_or(DATAGRAMS_PER_SECOND);
         Limits {
             connections_max: self.connections_max.unwrap_or(CONNECTIONS_MAX),
-            connections_per_client_max: self
+            connections_per_address_max: self
                 .connections_per_client_max
                 .unwrap_or(CONNECTIONS_PER_CLIENT_MAX),
-            idle: self.idle_timeout.filter(|time| !time.is_zero()),
-            datagrams_per_second: self.datagrams_per_second.unwrap_or(DATAGRAMS_PER_SECOND),
-            drain: self.drain.unwrap_or(DRAIN),
+            idle_time: self.idle_timeout.filter(|time| !time.is_zero()),
+            datagram_rate: outside.then_some(Rate {
+                per_second,
+                burst: per_second,
+            }),
+            ..Limits::default()
         }
     }
 

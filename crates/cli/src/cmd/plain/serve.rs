@@ -4,27 +4,30 @@
 //! and the exit status at the end.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use bowline::net::{Endpoint, ServerBuilder, ServerHandle, Stopped};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinSet, LocalSet};
-use tokio_util::sync::CancellationToken;
 
 use super::options::{ServeFlags, ServiceOptions};
 use super::user;
 use crate::exit;
 use crate::plain::Service;
 use crate::plain::chat::{self, Chat};
-use crate::plain::exec::{Exec, Places};
+use crate::plain::exec::Exec;
 use crate::plain::keeper::Keeper;
-use crate::plain::listen::{self, Bound};
+use crate::plain::places::Places;
 use crate::plain::runner::{Allowance, Runner};
 use crate::plain::screen::Screen;
-use crate::plain::server::Server;
-use crate::plain::service::Handler;
+use crate::plain::service::{Challenge, Handler, Shared};
 use crate::plain::time::Time;
+
+/// Only this user may connect to a Unix socket.
+const UNIX_MODE: u32 = 0o600;
 
 /// # Errors
 /// Where the flags or the file make no sense, or an address cannot be used.
@@ -62,47 +65,35 @@ async fn all(
 ) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut bound = Vec::new();
+    let (screen, screen_thread) = Screen::start()?;
+    let mut tasks = JoinSet::new();
+    let (runner, driver) = keeper.map(|keeper| Runner::new(keeper.address())).unzip();
+    let mut servers = Servers::default();
     for options in services {
-        let mut sockets = Vec::new();
-        for address in &options.listen {
-            sockets.extend(listen::bind(address, options.backlog()).await?);
-        }
-        bound.push(sockets);
+        let handler = handler(options, runner.as_ref(), &screen, &mut tasks)?;
+        open(options, Shared(Arc::new(handler)), &mut servers).await?;
     }
     if let Some(user) = user {
         user.become_it()?;
     }
-    let mut tasks = JoinSet::new();
-    let runner = match keeper {
-        Some(keeper) => {
-            let opened = Runner::open(keeper.address()).await;
-            let (runner, driver) = opened.map_err(|error| {
-                anyhow::anyhow!("commands cannot be run: {}", exit::chain(&error))
-            })?;
-            tasks.spawn_local(driver.drive());
-            Some(runner)
+    if let Some(mut driver) = driver {
+        if let Err(error) = driver.connect().await {
+            bail!("commands cannot be run: {}", exit::chain(&error));
         }
-        None => None,
-    };
-    let (screen, screen_thread) = Screen::start()?;
-    let stop = CancellationToken::new();
-    let mut serving = JoinSet::new();
-    announce(&bound);
-    for (options, sockets) in services.iter().zip(bound) {
-        let handler = handler(options, runner.as_ref(), &screen, &mut tasks)?;
-        let secret = options.secret()?;
-        let server = Server::new(handler, secret, options.limits(), stop.clone());
-        for socket in sockets {
-            serving.spawn(Arc::clone(&server).serve(socket));
-        }
+        tasks.spawn_local(driver.drive());
     }
+    let Servers { handles, serve } = servers;
+    let mut serving = JoinSet::new();
+    for server in serve {
+        serving.spawn(server);
+    }
+    announce(&handles);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    stop.cancel();
-    // Each socket's own deadline bounds this; a second signal ends it at once.
+    handles.iter().for_each(ServerHandle::stop);
+    // Each server's own deadline bounds this; a second signal ends it at once.
     tokio::select! {
         () = async { while serving.join_next().await.is_some() {} } => {}
         _ = interrupt.recv() => {}
@@ -117,12 +108,55 @@ async fn all(
     Ok(())
 }
 
+/// Open sockets whose clients still wait in the kernel, and the work of serving them.
+#[derive(Default)]
+struct Servers {
+    handles: Vec<ServerHandle>,
+    serve: Vec<Pin<Box<dyn Future<Output = Stopped> + Send>>>,
+}
+
+/// Opens a service's sockets.
+async fn open(
+    options: &ServiceOptions,
+    service: Shared,
+    servers: &mut Servers,
+) -> anyhow::Result<()> {
+    let of = |datagrams: bool| {
+        let endpoints = options.listen.iter();
+        let endpoints: Vec<_> = endpoints
+            .filter(|endpoint| endpoint.is_datagram() == datagrams)
+            .collect();
+        let builder = ServerBuilder::new()
+            .backlog(options.backlog())
+            .limits(options.limits())
+            .stop_within(options.drain())
+            .unix_mode(UNIX_MODE);
+        (!endpoints.is_empty()).then(|| {
+            let add =
+                |builder: ServerBuilder, endpoint: &&Endpoint| builder.listen((*endpoint).clone());
+            endpoints.iter().fold(builder, add)
+        })
+    };
+    if let Some(builder) = of(false) {
+        let builder = builder.authentication(Challenge(options.secret()?));
+        let server = builder.stream(service.clone()).await?;
+        servers.handles.push(server.handle());
+        servers.serve.push(Box::pin(server.serve()));
+    }
+    if let Some(builder) = of(true) {
+        let server = builder.datagram(service).await?;
+        servers.handles.push(server.handle());
+        servers.serve.push(Box::pin(server.serve()));
+    }
+    Ok(())
+}
+
 /// The addresses are the first lines on stdout.
-fn announce(bound: &[Vec<Bound>]) {
+fn announce(handles: &[ServerHandle]) {
     let mut stdout = std::io::stdout().lock();
-    for socket in bound.iter().flatten() {
+    for endpoint in handles.iter().flat_map(ServerHandle::endpoints) {
         // Whoever started the server need not listen to it.
-        let _ = writeln!(stdout, "{}", socket.name);
+        let _ = writeln!(stdout, "{endpoint}");
     }
     let _ = stdout.flush();
 }

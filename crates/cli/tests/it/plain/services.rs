@@ -175,9 +175,9 @@ fn chat_serves_a_stock_client() {
 fn show_tells_size_and_sender_of_each_read() {
     let folder = tempfile::tempdir().unwrap();
     let unix = format!("unix:{}/s", folder.path().display());
-    let words = ["show", "--listen", TCP, "--listen", UDP, "--listen", &unix];
+    let words = ["show", "--listen", TCP, "--listen", &unix, "--listen", UDP];
     let mut server = Serving::bowline(&words);
-    let [tcp, udp, unix] = &server.addresses.clone()[..] else {
+    let [tcp, unix, udp] = &server.addresses.clone()[..] else {
         panic!("{:?}", server.addresses);
     };
     client(&["show", tcp], "hello\n");
