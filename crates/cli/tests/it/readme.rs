@@ -87,6 +87,7 @@ fn all_fit(shown: &[String], lines: &[&str]) -> bool {
 struct Home {
     dir: tempfile::TempDir,
     server: Option<Child>,
+    plain: Vec<Child>,
 }
 
 impl Home {
@@ -119,7 +120,11 @@ impl Home {
         }
         let file = dir.path().join(".config/bowline/server.toml");
         std::fs::write(file, server).unwrap();
-        Home { dir, server: None }
+        Home {
+            dir,
+            server: None,
+            plain: Vec::new(),
+        }
     }
 
     fn shell(&self, command: &str) -> Command {
@@ -142,6 +147,20 @@ impl Home {
         shell
     }
 
+    /// `bowline plain serve …`, which goes on; what it says first.
+    fn serve_plain(&mut self, command: &str) -> String {
+        let mut command = format!("exec {command}");
+        if crate::server::is_root() {
+            command = command.replace("serve exec", "serve exec --user root");
+        }
+        let mut server = self.shell(&command).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let stdout = server.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        self.plain.push(server);
+        line
+    }
+
     /// `bowline serve`, which goes on; its address becomes `build1`.
     fn serve(&mut self, command: &str) -> String {
         // As root the configuration of the machine counts, not the home's.
@@ -161,7 +180,7 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
+        for server in self.server.iter_mut().chain(&mut self.plain) {
             signal_process(server.id(), 15);
             let _ = server.wait();
         }
@@ -204,6 +223,7 @@ fn every_command_of_the_readme_does_what_it_shows() {
         let output = match step.command.as_str() {
             "cargo install --path crates/cli" => installable(),
             "bowline serve" => home.serve(&step.command),
+            command if command.starts_with("bowline plain serve ") => home.serve_plain(command),
             command => {
                 // What cargo would build and run is what is under test.
                 let command = command.replace("cargo run --release --", "bowline");

@@ -332,3 +332,39 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error
         .map(Some)
         .map_err(serde::de::Error::custom)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+
+    const DOC: &str = include_str!("../../../../../docs/plain.toml");
+
+    #[test]
+    fn the_documented_file_reads_with_every_key_that_it_shows() {
+        let (services, _) = from_file(toml::from_str(DOC).unwrap());
+        assert_eq!(services.len(), 4);
+        services.iter().for_each(|it| it.check().unwrap());
+        let shown = DOC
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|it: char| it.is_ascii_lowercase()) => rest,
+                _ => line,
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let (services, common) = from_file(toml::from_str(&shown).unwrap());
+        assert_eq!(services[1].text(), "hello");
+        assert_eq!(common.user.as_deref(), Some("nobody"));
+    }
+
+    #[test]
+    fn every_flag_is_a_documented_key() {
+        let command = ServeFlags::augment_args(clap::Command::new("serve"));
+        let flags = command.get_arguments().map(|it| it.get_id().as_str());
+        for flag in flags.filter(|flag| !["service", "config"].contains(flag)) {
+            assert!(DOC.contains(&format!("{flag} = ")), "{flag}");
+        }
+    }
+}

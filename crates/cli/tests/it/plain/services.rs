@@ -73,7 +73,8 @@ fn upper_is_served_on_unix_sockets_too() {
     let mut server = Serving::bowline(&words);
     assert_eq!(
         server.addresses,
-        [&stream, &datagrams, &name].map(String::clone)
+        [&stream, &name, &datagrams].map(String::clone),
+        "those of datagrams after the others"
     );
     for address in [&stream, &datagrams, &name] {
         assert_eq!(

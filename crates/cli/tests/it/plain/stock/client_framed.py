@@ -11,7 +11,7 @@ def send(s, data):
 def recv(s):
     header_size = struct.unpack('i', s.recv(4))[0]
     header = json.loads(s.recv(header_size).decode('utf-8'))
-    data = b''
+    data = bytearray()
     while len(data) < header['total_size']:
         data += s.recv(min(1024, header['total_size'] - len(data)))
     return header, data

@@ -16,7 +16,7 @@ for cmd in sys.stdin:
     total_size = header_dic['total_size']
     # the data
     recv_size = 0
-    recv_data = b''
+    recv_data = bytearray()
     while recv_size < total_size:
         res = phone.recv(1024)
         recv_data += res

@@ -10,7 +10,7 @@ for msg in sys.stdin:
     length = int(s.recv(1024).decode('utf-8'))
     s.send('ready'.encode('utf-8'))
     send_size = recv_size = 0
-    data = b''
+    data = bytearray()
     while recv_size < length:
         data += s.recv(1024)
         recv_size = len(data)
