@@ -20,6 +20,9 @@ use super::pipes::{Pumped, watched};
 
 /// The most that one splice moves: what an empty pipe takes.
 const SPLICE_BYTES_MAX: u64 = 64 * 1024;
+/// More than a terminal holds: its line discipline's 4 KiB, and what may wait in front of that,
+/// which FIONREAD does not count (`TTYB_DEFAULT_MEM_LIMIT` of Linux).
+const HELD_BYTES_MAX: u64 = 128 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Terminal {
@@ -28,7 +31,7 @@ pub(super) struct Terminal {
     output: Option<OwnedFd>,
     /// What it is filled from.
     input: Option<OwnedFd>,
-    /// Once the time for its end has passed: what was in it then.
+    /// Once the time for its end has passed: the most that was in it then.
     left: Option<u64>,
 }
 
@@ -69,11 +72,9 @@ impl Terminal {
         self.output.is_some()
     }
 
-    /// Nothing is taken beyond what it holds now.
+    /// What it holds now is still taken, and no more than it can hold.
     pub(super) fn seal(&mut self) {
-        if self.left.is_none() {
-            self.left = Some(waiting(self.master()));
-        }
+        self.left.get_or_insert(HELD_BYTES_MAX);
     }
 
     /// One move of what the program has written into stdout's pipe, as soon as that is empty.
@@ -108,7 +109,7 @@ impl Terminal {
                 Pumped::Some
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Pumped::Some,
-            // EIO says that nobody has the terminal any more.
+            // EIO says that nobody has the terminal any more; once sealed, being empty is the end.
             Ok(0) | Err(_) => {
                 self.output = None;
                 Pumped::End
@@ -164,4 +165,51 @@ fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, max: u64) -> io::Result<u64>
     let len = usize::try_from(max).unwrap_or(usize::MAX);
     let moved = rustix::pipe::splice(from, None, to, None, len, SpliceFlags::NONBLOCK)?;
     Ok(u64::try_from(moved).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::PipeFlags;
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_sealed_terminal_holds_is_heard_although_somebody_has_it_open() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let mut modes = tcgetattr(&slave).unwrap();
+        modes.make_raw();
+        tcsetattr(&slave, OptionalActions::Now, &modes).unwrap();
+        for fd in [&master, &slave] {
+            rustix::io::ioctl_fionbio(fd, true).unwrap();
+        }
+        // More than FIONREAD tells of.
+        let (mut held, said) = (0, [b'x'; 10 * 1024]);
+        while held < said.len() {
+            match rustix::io::write(&slave, &said[held..]) {
+                Ok(len) => held += len,
+                Err(_) => break,
+            }
+        }
+        assert!(held > 4096, "{held}");
+        let (reader, output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mut terminal = Terminal::open(vec![master, output]).unwrap().unwrap();
+        terminal.seal();
+        let mut heard = 0;
+        let mut space = vec![0; 64 * 1024];
+        loop {
+            let pumped = std::future::poll_fn(|cx| Poll::Ready(terminal.pump_output(cx))).await;
+            match pumped {
+                Pumped::End => break,
+                _ => heard += rustix::io::read(&reader, &mut space).unwrap(),
+            }
+        }
+        assert_eq!(heard, held);
+        drop(slave);
+    }
 }
