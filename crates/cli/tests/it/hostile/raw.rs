@@ -272,10 +272,7 @@ impl Raw {
     fn fill(&mut self) -> usize {
         let mut buffer = [0; 64 * 1024];
         let read = match &mut self.line {
-            Line::Tls(tls, stream) => {
-                let mut stream = rustls::Stream::new(&mut **tls, stream);
-                stream.read(&mut buffer)
-            }
+            Line::Tls(tls, stream) => read_tls(tls, stream, &mut buffer),
             Line::Tcp(stream) => stream.read(&mut buffer),
             Line::Unix(stream) => stream.read(&mut buffer),
         };
@@ -357,6 +354,25 @@ impl Raw {
     /// Reads to the end of the connection.
     pub(crate) fn until_closed(&mut self) {
         while self.fill() > 0 {}
+    }
+}
+
+/// As `rustls::Stream`, but what the server has said is read even where it takes nothing more.
+fn read_tls(
+    tls: &mut ClientConnection,
+    stream: &mut TcpStream,
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    loop {
+        while tls.wants_write() && tls.write_tls(stream).is_ok() {}
+        match tls.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+        if tls.read_tls(stream)? == 0 {
+            return Ok(0);
+        }
+        tls.process_new_packets().map_err(io::Error::other)?;
     }
 }
 
