@@ -162,11 +162,13 @@ fn the_modes_come_back_however_it_ends() {
     };
     let server = Server::start();
     // As ssh: what ends the client hangs up the terminal.
-    for (signal, code) in [(15, 143), (1, 129)] {
+    let asked = [libc::SIGTERM, libc::SIGHUP];
+    let others = [libc::SIGALRM, libc::SIGXCPU, libc::SIGIO, libc::SIGPWR];
+    for signal in asked.into_iter().chain(others) {
         let (at, pid) = begin(&server);
         signal_process(at.pid(), signal);
         let (status, shown) = at.end_cooked();
-        assert_eq!(status.code(), Some(code), "{shown}");
+        assert_eq!(status.code(), Some(128 + signal), "{shown}");
         wait_gone(pid);
     }
     let (mut at, pid) = begin(&server);
@@ -215,6 +217,27 @@ fn one_suspends_the_client_and_goes_on() {
     at.type_in("two\r");
     at.expect("44 99");
     let (status, shown) = at.end_cooked();
+    assert_eq!(status.code(), Some(0), "{shown}");
+}
+
+/// Who is stopped from elsewhere could not prepare for it, and finds other modes afterwards.
+#[test]
+fn one_is_stopped_and_goes_on() {
+    let server = Server::start();
+    let script = "trap 'stty size' WINCH; echo ready; while :; do read line && exit; done";
+    let mut at = Terminal::start(&with_pty(&server, &[], script));
+    at.expect("ready");
+    signal_process(at.pid(), libc::SIGSTOP);
+    let pid = Pid::from_raw(at.pid() as i32).unwrap();
+    let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+    assert!(stopped.unwrap().stopped());
+    at.cook();
+    at.resize(123, 45);
+    signal_process(at.pid(), libc::SIGCONT);
+    at.expect("45 123");
+    assert!(!at.echoes() && !at.is_cooked());
+    at.type_in("go\r");
+    let (status, shown) = at.end();
     assert_eq!(status.code(), Some(0), "{shown}");
 }
 

@@ -99,6 +99,15 @@ impl Terminal {
             .contains(rustix::termios::LocalModes::ICANON)
     }
 
+    /// Sets the modes of a shell, whoever has it.
+    pub(crate) fn cook(&self) {
+        let mut modes = rustix::termios::tcgetattr(&self.master).unwrap();
+        modes.local_modes |=
+            rustix::termios::LocalModes::ICANON | rustix::termios::LocalModes::ECHO;
+        rustix::termios::tcsetattr(&self.master, rustix::termios::OptionalActions::Now, &modes)
+            .unwrap();
+    }
+
     /// Makes its window another size, in characters.
     pub(crate) fn resize(&self, cols: u16, rows: u16) {
         let size = rustix::termios::Winsize {

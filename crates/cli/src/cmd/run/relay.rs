@@ -3,7 +3,7 @@
 //!
 //! Waiting chooses one thing that happened; a plain function then acts on it.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::escapes::{Asked, HELP};
 use super::json::Encoder;
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::sink::{Sink, Written};
 use super::stdin::{READS_MAX, Stdin};
 use super::tty::{self, RawMode};
@@ -93,7 +93,10 @@ impl Relay {
             interrupts: 0,
             exit: None,
             pty,
-            raw: (pty && with_stdin).then(RawMode::new).flatten(),
+            raw: match pty && with_stdin {
+                true => RawMode::new()?,
+                false => None,
+            },
         })
     }
 
@@ -298,8 +301,15 @@ impl Relay {
                 self.suspend(connection, channel);
                 return None;
             }
-            // As with ssh, what ends the client hangs up its terminal.
-            libc::SIGTERM | libc::SIGHUP if self.pty => {
+            libc::SIGCONT => {
+                if let Some(raw) = &mut self.raw {
+                    raw.again();
+                }
+                resize(connection, channel);
+                return None;
+            }
+            // What ends the client hangs up the job.
+            _ if self.pty && signals::ends(signal) => {
                 return Some(self.leave(connection, channel, Some(signal), None));
             }
             _ => {}
@@ -335,7 +345,9 @@ impl Relay {
                 return Some(self.leave(connection, channel, None, Some(left)));
             }
             Asked::Suspend => self.suspend(connection, channel),
-            Asked::Help => eprint!("~?\r\n{HELP}"),
+            Asked::Help => {
+                let _ = write!(io::stderr(), "~?\r\n{HELP}");
+            }
         }
         None
     }

@@ -16,6 +16,26 @@ const FORWARDED: [i32; 7] = [
     libc::SIGWINCH,
 ];
 
+/// What else ends a process that does not expect it. At a raw terminal it is caught, so that
+/// the modes come back first. What tells of a bug of our own is not: nothing is to be trusted then.
+const ENDING: [i32; 8] = [
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
+/// A stop at a raw terminal is to be prepared for, and what a shell did meanwhile undone.
+const STOPPING: [i32; 2] = [libc::SIGTSTP, libc::SIGCONT];
+
+/// Whether a signal ends a client whose job has a terminal, as with ssh.
+pub(super) fn ends(signal: i32) -> bool {
+    matches!(signal, libc::SIGTERM | libc::SIGHUP) || ENDING.contains(&signal)
+}
+
 /// Signals as they come. From its making on, they no longer end this process.
 #[derive(Debug)]
 pub(super) struct Signals(Vec<(i32, Signal)>);
@@ -26,9 +46,8 @@ impl Signals {
     pub(super) fn new(terminal: bool) -> io::Result<Self> {
         let ignored = ignored();
         let mut signals = Vec::new();
-        // At a terminal in raw mode a stop is ours to prepare for.
-        let stop = terminal.then_some(libc::SIGTSTP);
-        for number in FORWARDED.into_iter().chain(stop) {
+        let more = terminal.then_some(ENDING.into_iter().chain(STOPPING));
+        for number in FORWARDED.into_iter().chain(more.into_iter().flatten()) {
             // A signal that we were started to ignore (nohup) stays ignored.
             if ignored >> (number - 1) & 1 == 0 {
                 signals.push((number, signal(SignalKind::from_raw(number))?));

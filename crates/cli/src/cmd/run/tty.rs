@@ -3,7 +3,8 @@
 //! Whoever leaves, and however, puts the modes back: by `Drop` also while a
 //! panic unwinds. Signals that end a client are caught while it is raw (`signals`).
 
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_proto::message::Resize;
 use rustix::stdio::{stderr, stdin, stdout};
@@ -23,15 +24,25 @@ pub(super) fn size() -> Option<Resize> {
 /// The terminal on stdin, and its modes from before.
 #[derive(Debug)]
 pub(super) struct RawMode {
-    fd: BorrowedFd<'static>,
+    fd: OwnedFd,
     before: Option<Termios>,
 }
 
 impl RawMode {
     /// `None` where stdin is no terminal, and so has no modes.
-    pub(super) fn new() -> Option<Self> {
-        let fd = stdin();
-        isatty(fd).then_some(Self { fd, before: None })
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub(super) fn new() -> io::Result<Option<Self>> {
+        Self::of(stdin())
+    }
+
+    fn of(fd: impl AsFd) -> io::Result<Option<Self>> {
+        if !isatty(&fd) {
+            return Ok(None);
+        }
+        let fd = fd.as_fd().try_clone_to_owned()?;
+        Ok(Some(Self { fd, before: None }))
     }
 
     /// Every key is the program's from here on.
@@ -39,20 +50,31 @@ impl RawMode {
         if self.before.is_some() {
             return;
         }
-        let Ok(before) = tcgetattr(self.fd) else {
+        let Ok(before) = tcgetattr(&self.fd) else {
             return;
         };
-        let mut raw = before.clone();
-        raw.make_raw();
-        if tcsetattr(self.fd, OptionalActions::Now, &raw).is_ok() {
+        if self.set_raw(&before) {
             self.before = Some(before);
         }
+    }
+
+    /// The same once more: whoever stopped and continued us may have set other modes.
+    pub(super) fn again(&mut self) {
+        if let Some(before) = &self.before {
+            self.set_raw(before);
+        }
+    }
+
+    fn set_raw(&self, before: &Termios) -> bool {
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&self.fd, OptionalActions::Now, &raw).is_ok()
     }
 
     /// The terminal is as it was. Nothing is waited for: it may be held by Ctrl-S.
     pub(super) fn leave(&mut self) {
         if let Some(before) = self.before.take() {
-            let _ = tcsetattr(self.fd, OptionalActions::Now, &before);
+            let _ = tcsetattr(&self.fd, OptionalActions::Now, &before);
         }
     }
 
@@ -71,5 +93,42 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+    use super::*;
+
+    #[test]
+    fn the_modes_come_back_when_a_panic_unwinds() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let modes = || format!("{:?}", tcgetattr(&terminal).unwrap());
+        let before = modes();
+        let unwound = std::panic::catch_unwind(|| {
+            let mut raw = RawMode::of(&terminal).unwrap().unwrap();
+            raw.enter();
+            assert_ne!(modes(), before);
+            // As the shell that a stop brought back.
+            tcsetattr(
+                &terminal,
+                OptionalActions::Now,
+                raw.before.as_ref().unwrap(),
+            )
+            .unwrap();
+            raw.again();
+            assert_ne!(modes(), before);
+            std::panic::resume_unwind(Box::new("a bug"));
+        });
+        assert_eq!(*unwound.unwrap_err().downcast::<&str>().unwrap(), "a bug");
+        assert_eq!(modes(), before);
+        // What is no terminal has no modes.
+        assert!(RawMode::of(std::io::pipe().unwrap().0).unwrap().is_none());
     }
 }
