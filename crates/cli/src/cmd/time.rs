@@ -21,7 +21,7 @@ const DATAGRAM_BYTES: usize = 1024;
 /// Ask an NTP server how far the clock is off; the clock is never set
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TimeFlags {
-    /// HOST, HOST:PORT or [V6]:PORT; the port is 123 unless given
+    /// HOST, HOST:PORT or `[V6]:PORT`; the port is 123 unless given
     host: String,
     /// How often to ask; the answer that came fastest counts
     #[arg(long, short, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
