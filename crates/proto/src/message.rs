@@ -299,6 +299,9 @@ pub struct Started {
     /// The same for stderr. Since minor 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<u64>,
+    /// The job has a terminal. Since minor 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pty: bool,
 }
 
 /// Attach to a job; output is wanted from these offsets on.
@@ -422,6 +425,9 @@ pub struct List {
     /// At most so many; 0 is what the server thinks fit.
     #[serde(default)]
     pub count: u32,
+    /// Only those whose ids begin so. A server that does not know the key sends others too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
 }
 
 /// Some of the jobs asked for.
@@ -510,6 +516,16 @@ impl Bye {
 }
 
 impl Signal {
+    /// The same with its texts cut to their limits.
+    pub(crate) fn fitted(&self) -> Self {
+        Self {
+            job: self.job.as_deref().map(|job| cut(job, NAME_BYTES_MAX)),
+            ..self.clone()
+        }
+    }
+}
+
+impl List {
     /// The same with its texts cut to their limits.
     pub(crate) fn fitted(&self) -> Self {
         Self {

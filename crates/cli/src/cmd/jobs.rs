@@ -58,6 +58,7 @@ async fn ask(dialer: &mut Dialer, flags: &JobsFlags) -> Result<Vec<JobRow>, Clie
     connection.list(&List {
         ended: flags.all,
         count: flags.count,
+        job: None,
     });
     let mut rows = Vec::new();
     loop {

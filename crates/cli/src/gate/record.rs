@@ -77,12 +77,18 @@ pub(super) struct Keep {
 enum Request {
     Asked(Asked, oneshot::Sender<bool>),
     Ended(JobId, i32, Box<Exit>),
-    List {
-        user: String,
-        ended: bool,
-        count: u32,
-        answer: oneshot::Sender<Vec<Row>>,
-    },
+    List(Wanted, oneshot::Sender<Vec<Row>>),
+}
+
+/// Which jobs are to be listed.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) user: String,
+    /// Also those that have ended.
+    pub(super) ended: bool,
+    pub(super) count: u32,
+    /// How their ids begin, in hexadecimal digits.
+    pub(super) prefix: String,
 }
 
 /// A way to the record, for every worker.
@@ -129,15 +135,10 @@ impl Recorder {
             .send(Request::Ended(job, pid, Box::new(exit.clone())));
     }
 
-    /// The jobs of `user`, the latest first.
-    pub(super) fn list(&self, user: &str, ended: bool, count: u32) -> oneshot::Receiver<Vec<Row>> {
+    /// The jobs of a user, the latest first.
+    pub(super) fn list(&self, wanted: Wanted) -> oneshot::Receiver<Vec<Row>> {
         let (done, answer) = oneshot::channel();
-        let _ = self.0.send(Request::List {
-            user: user.to_owned(),
-            ended,
-            count,
-            answer: done,
-        });
+        let _ = self.0.send(Request::List(wanted, done));
         answer
     }
 }
@@ -179,13 +180,8 @@ fn write(connection: &mut Connection, batch: Vec<Request>) -> rusqlite::Result<(
                 answers.push(answer);
             }
             Request::Ended(job, pid, exit) => update(&transaction, job, pid, &exit)?,
-            Request::List {
-                user,
-                ended,
-                count,
-                answer,
-            } => {
-                let _ = answer.send(select(&transaction, &user, ended, count)?);
+            Request::List(wanted, answer) => {
+                let _ = answer.send(select(&transaction, &wanted)?);
             }
         }
     }
@@ -248,20 +244,40 @@ fn update(connection: &Connection, job: JobId, pid: i32, exit: &Exit) -> rusqlit
         .map(drop)
 }
 
-fn select(
-    connection: &Connection,
-    user: &str,
-    ended: bool,
-    count: u32,
-) -> rusqlite::Result<Vec<Row>> {
-    let mut statement = connection.prepare_cached(
+fn select(connection: &Connection, wanted: &Wanted) -> rusqlite::Result<Vec<Row>> {
+    let Some([first, last]) = ids_of(&wanted.prefix) else {
+        return Ok(Vec::new());
+    };
+    // All of them are found by their time: `+` keeps SQLite from sorting the whole table instead.
+    let id = if wanted.prefix.is_empty() {
+        "+id"
+    } else {
+        "id"
+    };
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT id, user, proof, source, substr(command, 1, 300), NULL, asked_ms, pid, started_ms, ended_ms,
                 outcome, code, signal, core_dumped, error
-         FROM jobs WHERE user = ?1 AND (?2 OR outcome IS NULL)
+         FROM jobs WHERE user = ?1 AND (?2 OR outcome IS NULL) AND {id} BETWEEN ?4 AND ?5
          ORDER BY asked_ms DESC LIMIT ?3",
-    )?;
-    let rows = statement.query_map(params![user, ended, count], row)?;
+    ))?;
+    let Wanted {
+        user, ended, count, ..
+    } = wanted;
+    let rows = statement.query_map(params![user, ended, count, first, last], row)?;
     rows.collect()
+}
+
+/// The first and the last of the ids that begin with these digits; `None` where no id does.
+fn ids_of(prefix: &str) -> Option<[[u8; 16]; 2]> {
+    let filled = |digit: char| {
+        let digits = prefix.chars().chain(std::iter::repeat(digit)).take(32);
+        let id = digits.collect::<String>().parse::<JobId>().ok()?;
+        Some(*id.as_bytes())
+    };
+    if prefix.len() > 32 {
+        return None;
+    }
+    Some([filled('0')?, filled('f')?])
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
@@ -341,6 +357,55 @@ mod tests {
         }
     }
 
+    fn wanted(user: &str, ended: bool, count: u32) -> Wanted {
+        Wanted {
+            user: user.to_owned(),
+            ended,
+            count,
+            prefix: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_prefix_names_the_ids_that_begin_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep {
+            jobs_max: 300,
+            age_ms: 1 << 40,
+        };
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        for number in 0..=255 {
+            recorder.asked(asked(number, u64::from(number)));
+        }
+        let fits = |prefix: &str| {
+            let wanted = Wanted {
+                prefix: prefix.to_owned(),
+                ..wanted("alice", true, 1000)
+            };
+            recorder.list(wanted).blocking_recv().unwrap().len()
+        };
+        let whole = "ab".repeat(16);
+        let longer = format!("{whole}a");
+        for (prefix, count) in [
+            ("", 256),
+            ("a", 16),
+            ("ab", 1),
+            ("AB", 1),
+            ("aba", 1),
+            ("abc", 0),
+            ("f", 16),
+            ("0", 16),
+            (&whole, 1),
+            (&longer, 0),
+            ("x", 0),
+            ("é", 0),
+        ] {
+            assert_eq!(fits(prefix), count, "{prefix:?}");
+        }
+        drop(recorder);
+        thread.join().unwrap();
+    }
+
     #[test]
     fn a_job_is_there_before_its_outcome_and_survives_the_process() {
         let dir = tempfile::tempdir().unwrap();
@@ -365,15 +430,24 @@ mod tests {
         thread.join().unwrap();
 
         let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
-        let live = recorder.list("alice", false, 10).blocking_recv().unwrap();
+        let live = recorder
+            .list(wanted("alice", false, 10))
+            .blocking_recv()
+            .unwrap();
         assert_eq!(live.len(), 1);
         assert_eq!(live[0].asked.job, JobId::from_bytes([2; 16]));
-        let all = recorder.list("alice", true, 10).blocking_recv().unwrap();
+        let all = recorder
+            .list(wanted("alice", true, 10))
+            .blocking_recv()
+            .unwrap();
         assert_eq!(all.len(), 2);
         let ended = all[1].outcome.as_ref().unwrap();
         assert_eq!((ended.outcome, ended.code), (Happened::Exited, Some(3)));
         assert_eq!(all[1].pid, 42);
-        let others = recorder.list("bob", true, 10).blocking_recv().unwrap();
+        let others = recorder
+            .list(wanted("bob", true, 10))
+            .blocking_recv()
+            .unwrap();
         assert!(others.is_empty());
         drop(recorder);
         thread.join().unwrap();
@@ -396,7 +470,10 @@ mod tests {
             recorder.ended(JobId::from_bytes([number; 16]), pid, &cancelled);
             recorder.asked(asked(number, 6));
         }
-        let live = recorder.list("alice", false, 10).blocking_recv().unwrap();
+        let live = recorder
+            .list(wanted("alice", false, 10))
+            .blocking_recv()
+            .unwrap();
         let live: Vec<_> = live
             .iter()
             .map(|row| (row.asked.job, row.asked.unix_ms))
@@ -425,7 +502,10 @@ mod tests {
         // The first batch after the start cleans what an earlier process left.
         recorder.ended(JobId::from_bytes([0; 16]), 1, &exit);
         let rows = loop {
-            let rows = recorder.list("alice", true, 1000).blocking_recv().unwrap();
+            let rows = recorder
+                .list(wanted("alice", true, 1000))
+                .blocking_recv()
+                .unwrap();
             if rows.len() <= 10 {
                 break rows;
             }

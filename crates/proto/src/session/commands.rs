@@ -177,7 +177,7 @@ impl Session {
 
     /// Asks for the jobs.
     pub fn list(&mut self, list: &List) {
-        self.control(Channel::CONNECTION, list);
+        self.control(Channel::CONNECTION, &list.fitted());
     }
 
     /// Answers `list`, in as many messages as its rows need; texts over their

@@ -173,7 +173,7 @@ impl Connection {
             }
             Event::List(list) => {
                 self.wire.take(len);
-                self.list(&list);
+                self.list(&authenticated, &list);
             }
             Event::Attach(attach) => {
                 self.wire.take(len);

@@ -10,7 +10,7 @@ use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
 use bowline_proto::message::{JobRow, Jobs, List};
 use tokio::sync::oneshot;
 
-use super::super::record::Row;
+use super::super::record::{Row, Wanted};
 use super::{Authenticated, Connection, Phase, job_row};
 
 /// Lists of one connection that are not answered yet.
@@ -23,8 +23,8 @@ const LIST_COUNT_MAX: u32 = 10_000;
 /// The lists of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    /// Those whose turn has not come: with ended jobs or not, and how many.
-    asked: VecDeque<(bool, u32)>,
+    /// Those whose turn has not come.
+    asked: VecDeque<Wanted>,
     current: Option<Current>,
 }
 
@@ -35,7 +35,7 @@ enum Current {
 }
 
 impl Connection {
-    pub(super) fn list(&mut self, list: &List) {
+    pub(super) fn list(&mut self, Authenticated(granted): &Authenticated, list: &List) {
         let open = self.lists.asked.len() + usize::from(self.lists.current.is_some());
         if open >= LISTS_MAX {
             self.refuse("too_many_requests", "too many lists are asked for at once");
@@ -45,26 +45,29 @@ impl Connection {
             0 => LIST_COUNT,
             count => count.min(LIST_COUNT_MAX),
         };
-        self.lists.asked.push_back((list.ended, count));
+        self.lists.asked.push_back(Wanted {
+            user: granted.user.clone(),
+            ended: list.ended,
+            count,
+            prefix: list.job.clone().unwrap_or_default(),
+        });
     }
 
     /// Goes on with the answers to lists. Says whether anything moved.
     pub(super) fn answers(&mut self, cx: &mut Context<'_>) -> bool {
-        let Phase::Open(session, authenticated) = &mut self.phase else {
+        let Phase::Open(session, _) = &mut self.phase else {
             return false;
         };
         if session.outbox().control_is_full() {
             return false;
         }
         let shared = &self.worker.shared;
-        let Authenticated(granted) = &**authenticated;
         self.lists.current = match self.lists.current.take() {
             None => {
-                let Some((ended, count)) = self.lists.asked.pop_front() else {
+                let Some(wanted) = self.lists.asked.pop_front() else {
                     return false;
                 };
-                let rows = shared.recorder.list(&granted.user, ended, count);
-                Some(Current::Reading(rows))
+                Some(Current::Reading(shared.recorder.list(wanted)))
             }
             Some(Current::Reading(mut rows)) => match Pin::new(&mut rows).poll(cx) {
                 Poll::Pending => {

@@ -175,6 +175,7 @@ impl Attachment {
             stdin_closed: !self.by_start && (!self.holder || seen.stdin_closed),
             stdout: told(stdout),
             stderr: told(stderr),
+            pty: self.job.pty,
         }
     }
 

@@ -57,6 +57,8 @@ pub(super) struct Job {
     uid: u32,
     fingerprint: u64,
     terms: Terms,
+    /// It has a terminal.
+    pty: bool,
     memfds: OnceLock<Memfds>,
     /// The master of its terminal.
     master: OnceLock<OwnedFd>,
@@ -217,6 +219,7 @@ impl Job {
             uid,
             fingerprint: spec.fingerprint(),
             terms: spec.terms,
+            pty: spec.pty.is_some(),
             memfds: OnceLock::new(),
             master: OnceLock::new(),
             state: Mutex::new(state),
@@ -243,6 +246,8 @@ impl Job {
             uid: snapshot.uid,
             fingerprint: snapshot.fingerprint,
             terms: snapshot.terms,
+            // What belongs to a terminal comes behind the pipes and memfds.
+            pty: fds.len() > snapshot.open.len() + snapshot.spools.len(),
             memfds: OnceLock::new(),
             master: OnceLock::new(),
             state: Mutex::new(state),

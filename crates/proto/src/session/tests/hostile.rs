@@ -443,6 +443,7 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
             stdin_closed: true,
             stdout: Some(4),
             stderr: Some(5),
+            pty: true,
         }),
         value(&Attach {
             job,
@@ -473,6 +474,7 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
         value(&List {
             ended: true,
             count: 1,
+            job: Some(text()),
         }),
         value(&Jobs {
             jobs: vec![row],

@@ -7,7 +7,7 @@ use crate::limits::{
     START_BYTES_MAX,
 };
 use crate::message::{
-    Attach, Bye, Exit, JobRow, Jobs, MessageError, Ping, Refused, Signal, Started, Window,
+    Attach, Bye, Exit, JobRow, Jobs, List, MessageError, Ping, Refused, Signal, Started, Window,
 };
 use crate::outcome::{Happened, Outcome};
 
@@ -108,6 +108,11 @@ fn texts_of_any_length_leave_whole_frames() {
     };
     session.signal(Channel::CONNECTION, &signal);
     assert_eq!(frames(session.outbox().control()).len(), 1);
+    session.list(&List {
+        job: Some(long.clone()),
+        ..List::default()
+    });
+    assert_eq!(frames(session.outbox().control()).len(), 2);
 
     let mut handshake = ServerHandshake::new(&hello());
     handshake.refuse(&refused);
