@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use bowline::client::ClientError;
 use bowline_proto::id::JobId;
 
+use crate::stderr::tell;
+
 /// The status for flags and files that make no sense: nothing was asked of anybody.
 pub(crate) const USAGE: u8 = 2;
 
@@ -59,9 +61,9 @@ pub(crate) fn hint(code: &str, host: &str) -> Option<String> {
 
 /// Tells a person why a command did not reach its server, and gives the status for it.
 pub(crate) fn failed(host: &str, error: &ClientError) -> ExitCode {
-    eprintln!("bowline: {host}: {} [{}]", chain(error), error.code());
+    tell!("bowline: {host}: {} [{}]", chain(error), error.code());
     if let Some(hint) = hint(error.code(), host) {
-        eprintln!("  hint: {hint}");
+        tell!("  hint: {hint}");
     }
     ExitCode::from(u8::MAX)
 }

@@ -10,6 +10,7 @@ use bowline::credentials::trust::{HostDatabase, Place, TrustError, Verdict};
 use bowline_proto::key::PublicKey;
 
 use crate::config::Trust;
+use crate::stderr::tell;
 use crate::terminal::Terminal;
 
 /// The known hosts of this user.
@@ -65,14 +66,14 @@ impl Hosts {
         // The host may well be in a file that others could have written.
         for error in database.unusable() {
             let said = crate::exit::chain(error);
-            eprintln!("bowline: {said} [known_hosts_unusable]");
+            tell!("bowline: {said} [known_hosts_unusable]");
         }
         match self.mode {
             Trust::Strict => Err(unknown(host, port, key)),
             Trust::New => {
                 pin(database, host, port, key)?;
                 let name = name(host, port);
-                eprintln!(
+                tell!(
                     "bowline: {name} is new; pinned its host key {}",
                     fingerprint(key)
                 );

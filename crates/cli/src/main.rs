@@ -19,6 +19,7 @@ mod keeper;
 mod local;
 mod plain;
 mod report;
+mod stderr;
 mod system_clock;
 mod target;
 mod terminal;
@@ -26,6 +27,8 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use stderr::tell;
 
 /// Run commands on other machines as if they were here
 #[derive(Debug, Parser)]
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
             let code = error
                 .downcast_ref::<target::TargetError>()
                 .map(|_| " [bad_target]");
-            eprintln!(
+            tell!(
                 "bowline: {}{}",
                 exit::chain(error.as_ref()),
                 code.unwrap_or_default()
@@ -190,5 +193,7 @@ fn log(verbose: u8, command: &Command) {
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // It would tell stderr that stderr cannot be written, by a panic.
+        .log_internal_errors(false)
         .init();
 }

@@ -22,6 +22,7 @@ use crate::config::{ClientConfig, Trust};
 use crate::duration;
 use crate::hosts::Hosts;
 use crate::local::LocalServer;
+use crate::stderr::tell;
 use crate::target::{Place, Target};
 use crate::terminal::Terminal;
 
@@ -334,7 +335,7 @@ impl Proofs for Proving {
                 }
                 let (proofs, failed) = signer::proofs(binding, user, PROTOCOL, now);
                 for error in failed {
-                    eprintln!("bowline: {} [key_unusable]", crate::exit::chain(&error));
+                    tell!("bowline: {} [key_unusable]", crate::exit::chain(&error));
                 }
                 proofs
             }

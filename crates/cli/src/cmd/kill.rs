@@ -8,6 +8,7 @@ use bowline_proto::message::{JobRow, Signal};
 
 use super::dial::{ConnectFlags, Dialer};
 use crate::exit;
+use crate::stderr::tell;
 
 /// End a job on a server, the whole tree, or send it a signal
 #[derive(Clone, Debug, clap::Args)]
@@ -70,7 +71,7 @@ pub(crate) async fn kill(flags: KillFlags) -> anyhow::Result<ExitCode> {
                 "several jobs have an id like this; give more of it",
             )
         };
-        eprintln!("bowline: {}: {}: {text} [{code}]", flags.target, flags.job);
+        tell!("bowline: {}: {}: {text} [{code}]", flags.target, flags.job);
         return Ok(ExitCode::FAILURE);
     };
     let id = job.job.map(|job| job.to_string()).unwrap_or_default();

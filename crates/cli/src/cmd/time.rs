@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use bowline_proto::plain::ntp::{self, AnswerError, Packet, Sample};
 use serde::Serialize;
 
+use crate::stderr::tell;
 use crate::{duration, exit};
 
 /// Between two requests, so that no server takes them for a flood.
@@ -81,7 +82,7 @@ pub(crate) fn time(flags: &TimeFlags) -> anyhow::Result<ExitCode> {
     let (address, samples) = match measure(&host, port, flags) {
         Ok(measured) => measured,
         Err(error) => {
-            eprintln!(
+            tell!(
                 "bowline: {}: {} [{}]",
                 flags.host,
                 exit::chain(&error),

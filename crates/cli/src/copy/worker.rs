@@ -17,6 +17,7 @@ use super::WorkerError;
 use super::link::{Input, Output};
 use super::receiver::{self, Destination};
 use super::sender::{self, Source};
+use crate::stderr::tell;
 
 /// Descriptors that a worker has use for.
 const DESCRIPTORS: u64 = 4096;
@@ -41,7 +42,7 @@ pub(crate) fn main(role: Role) -> ExitCode {
     match work(role) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bowline: {}", crate::exit::chain(&error));
+            tell!("bowline: {}", crate::exit::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,8 @@ use hmac::{Hmac, Mac};
 use md5::Md5;
 use zeroize::Zeroizing;
 
+use crate::stderr::tell;
+
 /// Bytes of a challenge.
 pub(crate) const CHALLENGE_BYTES: usize = 32;
 /// A secret shorter than this earns a warning.
@@ -78,7 +80,7 @@ impl Secret {
             bail!("{} is empty", place());
         }
         if bytes.len() < SECRET_BYTES_ADVISED {
-            eprintln!(
+            tell!(
                 "bowline: {} has fewer than {SECRET_BYTES_ADVISED} bytes: it can be guessed",
                 place()
             );

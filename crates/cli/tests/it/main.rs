@@ -20,6 +20,7 @@ mod server;
 mod session;
 mod shell;
 mod slow_line;
+mod stderr;
 mod stranger;
 mod terminal;
 mod tidy;

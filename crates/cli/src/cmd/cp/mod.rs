@@ -32,6 +32,7 @@ use super::dial::{ConnectFlags, Dialer};
 use crate::copy::receiver::Destination;
 use crate::copy::sender::{Source, expand_home, permit};
 use crate::copy::worker;
+use crate::stderr::tell;
 use crate::{duration, exit};
 
 /// Some files were copied and some not: rsync's status for it.
@@ -400,7 +401,7 @@ fn tell(flags: &CpFlags, quiet: bool, totals: Totals, failure: Option<(String, u
         }
     }
     if let Some((text, _)) = failure.filter(|_| !quiet) {
-        eprintln!("bowline: {text}");
+        tell!("bowline: {text}");
     }
     ExitCode::from(status)
 }

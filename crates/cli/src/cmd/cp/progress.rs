@@ -3,6 +3,8 @@
 use bowline_proto::copy::name::shown;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::stderr::tell;
+
 /// Bytes, rate and time left, then what is worked on.
 const TEMPLATE: &str = "{bytes}/{total_bytes} {binary_bytes_per_sec} {eta} {prefix} {wide_msg}";
 
@@ -67,8 +69,8 @@ impl Progress {
     /// A line for stderr.
     pub(super) fn complain(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| tell!("{text}")),
+            None => tell!("{text}"),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::plain::client::{Ended, Talk, TalkError};
 use crate::plain::link::Link;
 use crate::plain::reply::Framing;
 use crate::plain::shown::{self, Shown};
+use crate::stderr::tell;
 use crate::{duration, exit};
 
 /// How long a reply over UDP is waited for: it may have been lost.
@@ -80,7 +81,7 @@ pub(crate) fn connect(flags: &ConnectFlags) -> anyhow::Result<ExitCode> {
     let link = match Link::connect(&flags.addr) {
         Ok(link) => link,
         Err(error) => {
-            eprintln!("bowline: {}: cannot connect: {error}", flags.addr);
+            tell!("bowline: {}: cannot connect: {error}", flags.addr);
             return Ok(ExitCode::from(u8::MAX));
         }
     };
