@@ -1,7 +1,14 @@
 """Values into a table and a JSON file."""
 
+import datetime
 import json
+import os
 import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from . import machine
 
 COLUMNS = "| line | peer | median | min | max | ratio to {} |\n"
 
@@ -82,6 +89,23 @@ def table(results):
         note = f" ({row['note']})" if row["note"] else ""
         text += f"| {name} | {peer} | {figures} | {ratio}{note} |\n"
     return text
+
+
+def about(rounds, busy, versions, before_others=False):
+    """What stands beside the values of a run: where, when, with what and how."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "machine": machine.describe(),
+        "before_others": before_others,
+        "rounds": rounds,
+        "busy": busy,
+        "load": " ".join(open("/proc/loadavg").read().split()[:3]),
+        "versions": versions,
+        "commands": [" ".join([f"bench/{os.path.basename(sys.argv[0])}", *sys.argv[1:]])],
+    }
 
 
 def markdown(about, results):
