@@ -1,16 +1,6 @@
-//! What `bench/services` measures `bowline::net` with: the same small service on the
-//! library and on bare tokio, a load for both, and a crowd that is idle.
-//!
-//!     services serve net|tokio              prints its port; ends when stdin does
-//!     services load PORT CONNECTIONS IN_FLIGHT SECONDS      prints replies a second
-//!     services idle PORT CONNECTIONS        prints ready; ends when stdin does
-//!
-//! It must never count a reply that did not come, or a wrong one.
+//! `upper`, on the library and on bare tokio: 64 bytes come back in capitals. A load for both,
+//! and a crowd that is idle. It must never count a reply that did not come, or a wrong one.
 
-#![allow(clippy::print_stdout)]
-
-use std::error::Error;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 use bowline::net::{Connection, Limits, ServerBuilder, ServiceError, StreamService};
@@ -18,39 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use super::{Result, let_go, per_second, port_of};
 
 const MESSAGE: &[u8; 64] = b"sixty-four bytes of a message that is to come back in capitals..";
-
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args.as_slice() {
-        ["serve", "net"] => serve_net().await,
-        ["serve", "tokio"] => serve_tokio().await,
-        ["load", port, connections, in_flight, seconds] => {
-            let time = Duration::from_secs(seconds.parse()?);
-            let rate = load(
-                port.parse()?,
-                connections.parse()?,
-                in_flight.parse()?,
-                time,
-            )
-            .await?;
-            println!("{rate}");
-            Ok(())
-        }
-        ["idle", port, connections] => idle(port.parse()?, connections.parse()?).await,
-        _ => Err("serve net|tokio, load PORT CONNECTIONS IN_FLIGHT SECONDS, idle PORT N".into()),
-    }
-}
-
-/// Ready when whoever started this program lets it go.
-async fn let_go() {
-    let read = || std::io::stdin().read_to_end(&mut Vec::new());
-    let _ = tokio::task::spawn_blocking(read).await;
-}
 
 struct Upper;
 
@@ -64,7 +24,7 @@ impl StreamService for Upper {
     }
 }
 
-async fn serve_net() -> Result<()> {
+pub(crate) async fn serve_net() -> Result<()> {
     let limits = Limits {
         connections_per_address_max: usize::MAX,
         ..Limits::default()
@@ -72,8 +32,7 @@ async fn serve_net() -> Result<()> {
     let builder = ServerBuilder::new().listen("tcp://127.0.0.1:0".parse()?);
     let server = builder.limits(limits).backlog(4096).stream(Upper).await?;
     let handle = server.handle();
-    let address = handle.endpoints()[0].to_string();
-    println!("{}", address.rsplit(':').next().unwrap_or_default());
+    println!("{}", port_of(&handle.endpoints()[0].to_string()));
     tokio::select! {
         _ = server.serve() => {}
         () = let_go() => {}
@@ -81,7 +40,7 @@ async fn serve_net() -> Result<()> {
     Ok(())
 }
 
-async fn serve_tokio() -> Result<()> {
+pub(crate) async fn serve_tokio() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?.port());
     let mut connections = JoinSet::new();
@@ -113,7 +72,12 @@ async fn upper(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Replies a second over so many connections with so many requests under way on each.
-async fn load(port: u16, connections: usize, in_flight: usize, time: Duration) -> Result<u64> {
+pub(crate) async fn load(
+    port: u16,
+    connections: usize,
+    in_flight: usize,
+    time: Duration,
+) -> Result<u64> {
     let mut clients = JoinSet::new();
     let mut streams = Vec::new();
     for _ in 0..connections {
@@ -129,8 +93,7 @@ async fn load(port: u16, connections: usize, in_flight: usize, time: Duration) -
     while let Some(client) = clients.join_next().await {
         replies += client??;
     }
-    let rate = u128::from(replies) * 1_000_000 / begun.elapsed().as_micros().max(1);
-    Ok(rate.try_into()?)
+    Ok(per_second(replies, begun))
 }
 
 /// Keeps so many requests under way until then, and takes what is left of the replies.
@@ -159,7 +122,7 @@ async fn client(mut stream: TcpStream, in_flight: usize, until: Instant) -> Resu
 }
 
 /// Holds connections that have said something once.
-async fn idle(port: u16, connections: usize) -> Result<()> {
+pub(crate) async fn idle(port: u16, connections: usize) -> Result<()> {
     let mut held = Vec::new();
     for _ in 0..connections {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
