@@ -170,14 +170,14 @@ def big(tool, field):
     """MB/s of one large file."""
     source = field.big()
     field.fresh()
-    return source.stat().st_size / field.run(tool, source) / 1e6
+    return (source.stat().st_size / field.run(tool, source) / 1e6,)
 
 
 def tree(tool, field):
     """Seconds for a tree of small files."""
     source = field.tree()
     field.fresh()
-    return field.run(tool, source)
+    return (field.run(tool, source),)
 
 
 def again(tool, field):
@@ -185,11 +185,11 @@ def again(tool, field):
     source = field.tree()
     field.fresh()
     field.run(tool, source)
-    return field.run(tool, source)
+    return (field.run(tool, source),)
 
 
-def changed(how, what):
-    """Seconds, or bytes on the wire, for a large file that changed a little."""
+def changed(how):
+    """Seconds, and bytes on the wire, for a large file that changed a little."""
 
     def measure(tool, field):
         source = field.big()
@@ -200,8 +200,7 @@ def changed(how, what):
         # rsync and bowline both look at size and time first.
         os.utime(old, (1, 1))
         with DelayProxy(tool.port, 0) as proxy:
-            took = field.run(tool, source, proxy.port)
-            return took if what == "time" else proxy.bytes
+            return field.run(tool, source, proxy.port), proxy.bytes
 
     return measure
 
@@ -223,4 +222,4 @@ def delayed(tool, field):
     source = field.tree()
     field.fresh()
     with DelayProxy(tool.port, field.sizes.delay) as proxy:
-        return field.run(tool, source, proxy.port)
+        return (field.run(tool, source, proxy.port),)
