@@ -26,7 +26,7 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 use stderr::tell;
 
@@ -52,13 +52,17 @@ enum Command {
     Serve(Box<config::ServeFlags>),
     Cp(Box<cmd::cp::CpFlags>),
     Jobs(Box<cmd::jobs::JobsFlags>),
+    Wait(Box<cmd::wait::WaitFlags>),
     Kill(Box<cmd::kill::KillFlags>),
+    Forget(Box<cmd::forget::ForgetFlags>),
     Ping(Box<cmd::ping::PingFlags>),
     Keygen(cmd::keygen::KeygenFlags),
     Trust(cmd::trust::TrustFlags),
     Authorize(cmd::authorize::AuthorizeFlags),
     Plain(cmd::plain::PlainFlags),
     Time(cmd::time::TimeFlags),
+    Completions(cmd::completions::CompletionsFlags),
+    Man(cmd::man::ManFlags),
     /// The network side of a server; started by `bowline serve` alone
     #[command(hide = true)]
     Gate {
@@ -99,6 +103,10 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cp(flags) => wait_for(cmd::cp::cp(*flags, cli.quiet)),
         Command::Jobs(flags) => wait_for(cmd::jobs::jobs(*flags)),
         Command::Kill(flags) => wait_for(cmd::kill::kill(*flags)),
+        Command::Wait(flags) => wait_for(cmd::wait::wait(*flags, cli.quiet)),
+        Command::Forget(flags) => wait_for(cmd::forget::forget(*flags)),
+        Command::Completions(flags) => cmd::completions::completions(&flags, &Cli::command()),
+        Command::Man(flags) => cmd::man::man(&flags, Cli::command()),
         Command::Ping(flags) => wait_for(cmd::ping::ping(*flags)),
         Command::Keygen(flags) => cmd::keygen::keygen(&flags),
         Command::Trust(flags) => wait_for(cmd::trust::trust(flags)),

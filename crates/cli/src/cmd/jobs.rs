@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use bowline::client::{ClientError, Happening};
+use bowline::client::ClientError;
 use bowline_proto::message::{JobRow, List};
-use bowline_proto::outcome::Happened;
+use bowline_proto::outcome::{Happened, Outcome};
 
 use super::dial::{ConnectFlags, Dialer};
+use super::job_name;
 use crate::exit;
 
 /// Show the jobs of this user on a server
@@ -55,20 +56,12 @@ pub(crate) async fn jobs(flags: JobsFlags) -> anyhow::Result<ExitCode> {
 
 async fn ask(dialer: &mut Dialer, flags: &JobsFlags) -> Result<Vec<JobRow>, ClientError> {
     let mut connection = dialer.enter().await?;
-    connection.list(&List {
+    let list = List {
         ended: flags.all,
         count: flags.count,
         job: None,
-    });
-    let mut rows = Vec::new();
-    loop {
-        if let Happening::Jobs(jobs) = connection.next().await? {
-            rows.extend(jobs.jobs);
-            if !jobs.more {
-                break;
-            }
-        }
-    }
+    };
+    let rows = job_name::rows(&mut connection, &list).await?;
     connection.bye();
     let _ = connection.finish().await;
     Ok(rows)
@@ -88,7 +81,7 @@ fn table(rows: &[JobRow]) -> String {
         lines.push([
             id,
             pid,
-            state(row),
+            state(row.outcome.as_ref()),
             row.source.clone(),
             printable(&row.command),
         ]);
@@ -108,8 +101,9 @@ fn table(rows: &[JobRow]) -> String {
     text
 }
 
-fn state(row: &JobRow) -> String {
-    let Some(outcome) = &row.outcome else {
+/// What has become of a job, in a word or two.
+pub(super) fn state(outcome: Option<&Outcome>) -> String {
+    let Some(outcome) = outcome else {
         return "running".to_owned();
     };
     match (outcome.outcome, outcome.code, outcome.signal) {
@@ -120,7 +114,7 @@ fn state(row: &JobRow) -> String {
 }
 
 /// Control characters in somebody's arguments must not reach a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
@@ -130,7 +124,6 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
     use bowline_proto::id::JobId;
-    use bowline_proto::outcome::Outcome;
 
     #[test]
     fn a_table_is_aligned_and_harmless() {

@@ -3,23 +3,29 @@
 use std::process::ExitCode;
 
 use bowline::client::{ClientError, Happening};
-use bowline_proto::id::Channel;
+use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{JobRow, Signal};
 
 use super::dial::{ConnectFlags, Dialer};
+use super::job_name::{JobName, NotOne, find};
 use crate::exit;
-use crate::stderr::tell;
 
 /// End a job on a server, the whole tree, or send it a signal
+///
+/// Ends with status 1 where there is no such job that runs, or where several have an id like it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct KillFlags {
     /// The machine, as in `bowline run`
     pub(crate) target: String,
-    /// The job: its id, or the beginning of it that no other has
-    pub(crate) job: String,
+    /// The job: its id, or the beginning of it that no other that runs has
+    #[arg(value_name = "JOB")]
+    pub(crate) job: JobName,
     /// Send this signal to the job's foreground group and do no more
-    #[arg(long, short, value_name = "SIGNAL", value_parser = signal_number)]
+    #[arg(long, short, value_name = "NAME", value_parser = signal_number)]
     pub(crate) signal: Option<i32>,
+    /// End the whole tree, with SIGTERM or the signal of --signal first (without --signal this is what happens)
+    #[arg(long)]
+    pub(crate) tree: bool,
     /// The remote user (the same as user@ in TARGET)
     #[arg(long, short = 'l', value_name = "NAME")]
     pub(crate) user: Option<String>,
@@ -48,63 +54,68 @@ fn signal_number(text: &str) -> Result<i32, String> {
 /// # Errors
 /// Where the flags make no sense.
 pub(crate) async fn kill(flags: KillFlags) -> anyhow::Result<ExitCode> {
-    let name = flags.job.to_ascii_lowercase();
-    let hex = !name.is_empty() && name.len() <= 32 && name.chars().all(|c| c.is_ascii_hexdigit());
-    anyhow::ensure!(
-        hex,
-        "JOB {:?} is no job id: 32 hexadecimal digits, or the first of them",
-        flags.job
-    );
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
-    let fits = ask(&mut dialer, &flags, name).await;
+    let found = ask(&mut dialer, &flags).await;
     dialer.finish();
-    let fits = match fits {
-        Ok(fits) => fits,
+    let (id, row) = match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(not_one)) => {
+            not_one.tell(&flags.target, &flags.job, "job of yours that runs");
+            return Ok(ExitCode::FAILURE);
+        }
         Err(error) => return Ok(exit::failed(&flags.target, &error)),
     };
-    let [job] = fits.as_slice() else {
-        let (code, text) = if fits.is_empty() {
-            ("no_such_job", "no job that runs has an id like this")
-        } else {
-            (
-                "ambiguous_job",
-                "several jobs have an id like this; give more of it",
-            )
-        };
-        tell!("bowline: {}: {}: {text} [{code}]", flags.target, flags.job);
-        return Ok(ExitCode::FAILURE);
-    };
-    let id = job.job.map(|job| job.to_string()).unwrap_or_default();
-    let text = if flags.json {
-        serde_json::json!({ "job": id, "pid": job.pid, "signal": flags.signal }).to_string()
-    } else if let Some(signal) = flags.signal {
-        format!("sent signal {signal} to {id}")
-    } else {
-        format!("ending {id}")
+    let text = match (flags.json, flags.signal) {
+        (true, signal) => {
+            let tree = flags.tree();
+            serde_json::json!({ "job": id, "pid": row.pid, "signal": signal, "tree": tree })
+                .to_string()
+        }
+        (false, Some(signal)) if !flags.tree() => format!("sent signal {signal} to {id}"),
+        (false, _) => format!("ending {id}"),
     };
     exit::print(&format!("{text}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
+impl KillFlags {
+    /// Whether the whole tree is to end.
+    fn tree(&self) -> bool {
+        self.tree || self.signal.is_none()
+    }
+}
+
+/// The job that the signal was sent to.
 async fn ask(
     dialer: &mut Dialer,
     flags: &KillFlags,
-    name: String,
-) -> Result<Vec<JobRow>, ClientError> {
+) -> Result<Result<(JobId, JobRow), NotOne>, ClientError> {
     let mut connection = dialer.enter().await?;
     let message = Signal {
         signal: flags.signal.unwrap_or(libc::SIGTERM),
-        tree: flags.signal.is_none(),
-        job: Some(name),
+        tree: flags.tree(),
+        job: Some(flags.job.as_str().to_owned()),
     };
     connection.signal(Channel::CONNECTION, &message);
-    loop {
+    // The server looks and sends in one step, so no job can come between the two.
+    let fits = loop {
         if let Happening::Jobs(jobs) = connection.next().await? {
-            connection.bye();
-            let _ = connection.finish().await;
-            return Ok(jobs.jobs);
+            break jobs.jobs;
         }
+    };
+    let mut found = flags.job.pick(fits);
+    if let Err(NotOne::Several(_)) = &found {
+        // Its answer does not say what they are; the list does.
+        let names = std::slice::from_ref(&flags.job);
+        let listed = find(&mut connection, names, false).await?;
+        let several = listed
+            .into_iter()
+            .find(|it| matches!(it, Err(NotOne::Several(_))));
+        found = several.unwrap_or(found);
     }
+    connection.bye();
+    let _ = connection.finish().await;
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
+mod attached;
 mod cp;
+mod definitions;
 mod faults;
 mod hostile;
 mod keeper_death;

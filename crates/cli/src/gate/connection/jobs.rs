@@ -147,6 +147,7 @@ impl Connection {
                 "output_lost",
                 "the output at this offset is not kept any more",
             ),
+            AttachError::Forgotten => NO_SUCH_JOB,
         })
     }
 

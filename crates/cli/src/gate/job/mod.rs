@@ -200,6 +200,8 @@ pub(super) enum AttachError {
     Offset,
     /// What it asks for was dropped, and its peer cannot be told so.
     Lost,
+    /// It is over and forgotten, and only its owner has not heard of that yet.
+    Forgotten,
 }
 
 impl Job {
@@ -356,6 +358,9 @@ impl Job {
         minor: u32,
     ) -> Result<Attachment, AttachError> {
         let mut state = self.state();
+        if state.forgotten && matches!(state.stage, Stage::Over(_)) {
+            return Err(AttachError::Forgotten);
+        }
         let mut from = [attach.stdout, attach.stderr];
         for (offset, stream) in from.iter_mut().zip(&state.output) {
             let Some(offset) = offset else { continue };
