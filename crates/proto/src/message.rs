@@ -5,6 +5,8 @@
 //! environment and paths are bytes and travel in the payload as NUL-terminated
 //! strings, never in JSON.
 
+mod job_id;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -319,6 +321,9 @@ pub struct Attach {
     /// What the streams that are wanted begin with. Since minor 1.
     #[serde(default, skip_serializing_if = "is_default")]
     pub from: AttachFrom,
+    /// With `since`: that time, in milliseconds since 1970. Since minor 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
     /// Whether this attachment is to be the one that stdin comes from. Since minor 1.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub stdin: bool,
@@ -340,6 +345,7 @@ impl Default for Attach {
             stdout: beginning(),
             stderr: beginning(),
             from: AttachFrom::default(),
+            since_ms: None,
             stdin: true,
         }
     }
@@ -356,6 +362,8 @@ pub enum AttachFrom {
     Start,
     /// With the next byte that the program writes.
     Now,
+    /// With what the program wrote at [`Attach::since_ms`] or later; only of a detached job.
+    Since,
 }
 
 /// Send a signal: to the job of the channel, or on channel 0 to the job named.
@@ -459,6 +467,9 @@ pub struct JobRow {
     /// Absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
+    /// A code that says what its output waits for, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }
 
 /// Part of a job's output was dropped before this attachment read it.
@@ -553,6 +564,7 @@ impl JobRow {
             source: cut(&self.source, NAME_BYTES_MAX),
             command: cut(&self.command, COMMAND_BYTES_MAX),
             outcome: self.outcome.as_ref().map(Outcome::fitted),
+            waits: self.waits.as_deref().map(|code| cut(code, NAME_BYTES_MAX)),
             ..self.clone()
         }
     }
@@ -572,26 +584,6 @@ fn is_true(value: &bool) -> bool {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-}
-
-/// A job id that must be there; `Option` only so that the messages have a default.
-mod job_id {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::id::JobId;
-
-    pub(super) fn serialize<S: Serializer>(job: &Option<JobId>, to: S) -> Result<S::Ok, S::Error> {
-        match job {
-            Some(job) => to.collect_str(job),
-            None => Err(serde::ser::Error::custom("a message without its job id")),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<JobId>, D::Error> {
-        JobId::deserialize(from).map(Some)
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use super::dial::ConnectFlags;
-use super::run::{RunFlags, login};
+use super::run::{DetachFlags, RunFlags, login};
 
 /// Open a login shell on another machine, at a terminal
 ///
@@ -47,6 +47,7 @@ pub(crate) async fn shell(flags: ShellFlags, quiet: bool) -> anyhow::Result<Exit
         wait_output: false,
         pty: true,
         stderr_pipe: false,
+        detach: DetachFlags::default(),
         connect: flags.connect,
     };
     login(flags, quiet).await

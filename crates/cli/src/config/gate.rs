@@ -35,6 +35,34 @@ pub(crate) struct GateConfig {
     pub(crate) record_jobs_max: u64,
     /// Records older than this are removed.
     pub(crate) record_age_ms: u64,
+    pub(crate) spool: SpoolConfig,
+}
+
+/// Where the output of detached jobs lies, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SpoolConfig {
+    /// Their folder; it belongs to the gate's uid.
+    pub(crate) dir: PathBuf,
+    /// Of each stream of a job, in bytes.
+    pub(crate) stream_bytes_max: u64,
+    /// Of all jobs that have not ended, in bytes.
+    pub(crate) bytes_max: u64,
+    /// How long output and outcome of an ended job are kept.
+    pub(crate) keep_ms: u64,
+    /// Of all ended jobs, in bytes; the oldest go first.
+    pub(crate) keep_bytes_max: u64,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            stream_bytes_max: 256 * 1024 * 1024,
+            bytes_max: 8 * 1024 * 1024 * 1024,
+            keep_ms: 7 * 24 * 3_600_000,
+            keep_bytes_max: 8 * 1024 * 1024 * 1024,
+        }
+    }
 }
 
 impl Default for GateConfig {
@@ -54,6 +82,7 @@ impl Default for GateConfig {
             grace_max_ms: 24 * 3_600_000,
             record_jobs_max: 100_000,
             record_age_ms: 30 * 24 * 3_600_000,
+            spool: SpoolConfig::default(),
         }
     }
 }

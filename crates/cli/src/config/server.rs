@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Milliseconds};
+use super::gate::SpoolConfig;
 use super::machine::Machine;
-use super::server_file::{Limits, Record, ServerFile};
+use super::server_file::{Limits, Record, ServerFile, Spool};
 use super::{ConfigError, GateConfig, ServeFlags};
 
 /// bowline's port.
@@ -120,6 +121,12 @@ impl ServerConfig {
             &self.gate.record_dir,
             &mut new.gate.record_dir,
         );
+        keep(
+            &mut waiting,
+            "spool.dir",
+            &self.gate.spool.dir,
+            &mut new.gate.spool.dir,
+        );
         (new, waiting)
     }
 
@@ -170,6 +177,7 @@ impl ServerConfig {
                 false => state_dir.join("record"),
             }
         })?;
+        let spool = spool(&file.spool, machine, &state_dir)?;
         let secrets = file.secret.into_iter().map(|secret| {
             let path = absolute("secret.file", secret.file, machine)?;
             Ok((secret.user, path))
@@ -199,7 +207,10 @@ impl ServerConfig {
             until_idle_ms: flags
                 .until_idle
                 .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            gate: gate(&file.limits, &file.record, record_dir, flags.workers)?,
+            gate: GateConfig {
+                spool,
+                ..gate(&file.limits, &file.record, record_dir, flags.workers)?
+            },
             state_dir,
         })
     }
@@ -262,7 +273,34 @@ fn gate(
         grace_max_ms: time(limits.grace_max, default.grace_max_ms),
         record_jobs_max: record.jobs_max.unwrap_or(default.record_jobs_max),
         record_age_ms: time(record.age, default.record_age_ms),
+        spool: default.spool,
     })
+}
+
+fn spool(spool: &Spool, machine: &Machine, state_dir: &Path) -> Result<SpoolConfig, ConfigError> {
+    let default = SpoolConfig::default();
+    let bytes = |key: &str, given: Option<u64>, default: u64| match given {
+        Some(0) => Err(ConfigError::value(key, "must be at least 1")),
+        given => Ok(given.unwrap_or(default)),
+    };
+    let config = SpoolConfig {
+        dir: absolute_or(spool.dir.clone(), "spool.dir", machine, || {
+            state_dir.join("spool")
+        })?,
+        stream_bytes_max: bytes(
+            "spool.stream_bytes_max",
+            spool.stream_bytes_max,
+            default.stream_bytes_max,
+        )?,
+        bytes_max: bytes("spool.bytes_max", spool.bytes_max, default.bytes_max)?,
+        keep_ms: spool.keep_for.map_or(default.keep_ms, |time| time.0),
+        keep_bytes_max: spool.keep_bytes_max.unwrap_or(default.keep_bytes_max),
+    };
+    if config.bytes_max < config.stream_bytes_max && spool.stream_bytes_max.is_some() {
+        let message = "is less than spool.stream_bytes_max, which no stream could reach";
+        return Err(ConfigError::value("spool.bytes_max", message));
+    }
+    Ok(config)
 }
 
 fn default_workers() -> u16 {

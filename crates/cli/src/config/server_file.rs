@@ -27,6 +27,8 @@ pub(super) struct ServerFile {
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) record: Record,
+    #[serde(default)]
+    pub(super) spool: Spool,
 }
 
 /// `[[secret]]`.
@@ -62,4 +64,15 @@ pub(super) struct Record {
     pub(super) dir: Option<PathBuf>,
     pub(super) jobs_max: Option<u64>,
     pub(super) age: Option<Milliseconds>,
+}
+
+/// `[spool]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Spool {
+    pub(super) dir: Option<PathBuf>,
+    pub(super) stream_bytes_max: Option<u64>,
+    pub(super) bytes_max: Option<u64>,
+    pub(super) keep_for: Option<Milliseconds>,
+    pub(super) keep_bytes_max: Option<u64>,
 }

@@ -68,7 +68,12 @@ fn the_documented_file_says_exactly_the_defaults() {
 #[test]
 fn every_key_is_documented() {
     // serde itself says which keys there are.
-    for (section, prefix) in [("", ""), ("limits", "[limits]\n"), ("record", "[record]\n")] {
+    for (section, prefix) in [
+        ("", ""),
+        ("limits", "[limits]\n"),
+        ("record", "[record]\n"),
+        ("spool", "[spool]\n"),
+    ] {
         let parsed = toml::from_str::<ServerFile>(&format!("{prefix}zzz = 1"));
         let message = parsed.unwrap_err().message().to_owned();
         let keys: Vec<&str> = message.split('`').skip(3).step_by(2).collect();

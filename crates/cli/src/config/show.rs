@@ -58,7 +58,14 @@ impl ServerConfig {
         writeln!(out, "\n[record]")?;
         writeln!(out, "dir = {}", path(&gate.record_dir))?;
         writeln!(out, "jobs_max = {}", gate.record_jobs_max)?;
-        writeln!(out, "age = \"{}\"", duration(gate.record_age_ms))
+        writeln!(out, "age = \"{}\"", duration(gate.record_age_ms))?;
+        let spool = &gate.spool;
+        writeln!(out, "\n[spool]")?;
+        writeln!(out, "dir = {}", path(&spool.dir))?;
+        writeln!(out, "stream_bytes_max = {}", spool.stream_bytes_max)?;
+        writeln!(out, "bytes_max = {}", spool.bytes_max)?;
+        writeln!(out, "keep_for = \"{}\"", duration(spool.keep_ms))?;
+        writeln!(out, "keep_bytes_max = {}", spool.keep_bytes_max)
     }
 
     fn write_secrets(&self, out: &mut String) -> fmt::Result {

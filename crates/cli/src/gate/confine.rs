@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | no_new_privs, not dumpable | no set-uid program gives power; no other process of this uid reads the memory |
 //! | capabilities | none |
-//! | Landlock | its own folder to read and write, the time zone to read; no TCP port to bind or connect to; no signal and no abstract socket to outside |
+//! | Landlock | its own folders to read and write, the time zone to read; no TCP port to bind or connect to; no signal and no abstract socket to outside |
 //! | seccomp | the calls of [`ALLOWED`], some with certain arguments only; EPERM for the others, death for [`DEADLY`] |
 //!
 //! A call that is allowed whatever its arguments costs nothing more, because the
@@ -29,7 +29,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// What outside the gate's own folder it reads: the time zone, and randomness
+/// What outside the gate's own folders it reads: the time zone, and randomness
 /// where getrandom(2) is missing.
 const READABLE: [&str; 4] = [
     "/etc/localtime",
@@ -74,12 +74,12 @@ pub(crate) enum Enforced {
 ///
 /// # Errors
 /// [`ConfineError`], for what every kernel has.
-pub(crate) fn confine(record_dir: &Path) -> Result<Confined, ConfineError> {
+pub(crate) fn confine(folders: &[&Path]) -> Result<Confined, ConfineError> {
     rustix::thread::set_no_new_privs(true).map_err(|e| ConfineError::NoNewPrivs(e.into()))?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| ConfineError::Dumpable(e.into()))?;
     drop_capabilities().map_err(ConfineError::Capabilities)?;
-    let landlock = restrict_files(record_dir).unwrap_or_else(|error| {
+    let landlock = restrict_files(folders).unwrap_or_else(|error| {
         tracing::warn!(error = %crate::exit::chain(&error), "the gate's files are not restricted");
         Enforced::Not
     });
@@ -113,7 +113,7 @@ fn drop_capabilities() -> std::io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, none)?)
 }
 
-fn restrict_files(record_dir: &Path) -> Result<Enforced, landlock::RulesetError> {
+fn restrict_files(folders: &[&Path]) -> Result<Enforced, landlock::RulesetError> {
     // The newest rules that this program knows; older kernels leave out what they do not have.
     let abi = ABI::V6;
     let own = AccessFs::ReadFile
@@ -128,8 +128,10 @@ fn restrict_files(record_dir: &Path) -> Result<Enforced, landlock::RulesetError>
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?
         .create()?;
-    if let Ok(folder) = PathFd::new(record_dir) {
-        rules = rules.add_rule(PathBeneath::new(folder, own))?;
+    for folder in folders {
+        if let Ok(folder) = PathFd::new(folder) {
+            rules = rules.add_rule(PathBeneath::new(folder, own))?;
+        }
     }
     for path in READABLE {
         if let Ok(place) = PathFd::new(path) {

@@ -59,7 +59,7 @@ fn confined_child() {
         "forbidden" => forbidden(&folder),
         "work" => work(&folder),
         "exec" => {
-            confine(&folder).unwrap();
+            confine(&[&folder]).unwrap();
             let error = Command::new("/bin/true").exec();
             say(&format!("survived: {error}"));
         }
@@ -86,7 +86,7 @@ fn forbidden(folder: &Path) {
     let parent = rustix::process::getppid().unwrap();
     let kill = || Ok(rustix::process::test_kill_process(parent)?);
     report("kill before", kill());
-    let confined = confine(folder).unwrap();
+    let confined = confine(&[folder]).unwrap();
     say(&format!("confined: {confined:?}"));
     let options = || {
         fs::File::options()
@@ -164,7 +164,7 @@ impl HostSigner for Key {
 fn work(folder: &Path) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     say(&format!("port: {}", listener.local_addr().unwrap().port()));
-    confine(folder).unwrap();
+    confine(&[folder]).unwrap();
     let counted = std::thread::spawn(|| (1..=100).sum::<u32>());
     assert_eq!(counted.join().unwrap(), 5050);
     sqlite(folder);

@@ -226,6 +226,7 @@ fn job_row(row: Row, live: &super::Shared) -> JobRow {
         unix_ms: row.asked.unix_ms,
         command,
         outcome: row.outcome,
+        waits: None,
     }
 }
 

@@ -15,11 +15,13 @@ mod limits;
 mod link;
 mod record;
 mod spec;
+mod spool;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +38,7 @@ use estate::{Estate, Will};
 use job::{Adoption, Job};
 use limits::{Door, Limits};
 use record::{Keep, Recorder};
+use spool::Spools;
 use worker::{Lines, Worker};
 
 /// The first descriptor that the keeper passes.
@@ -46,6 +49,7 @@ const FIRST_FD: i32 = 3;
 struct Shared {
     config: Mutex<Arc<GateConfig>>,
     recorder: Recorder,
+    spools: Spools,
     /// Every job that is about to run, runs, or is kept for somebody.
     jobs: Mutex<BTreeMap<JobId, Arc<Job>>>,
     next_connection: AtomicU64,
@@ -82,10 +86,29 @@ impl Shared {
         self.estate.release(job.id);
     }
 
-    /// The job of this id, if it is this user's.
+    /// The job of this id, if it is this user's; a detached one also if it ended long ago.
     fn job(&self, uid: u32, id: JobId) -> Option<Arc<Job>> {
-        let job = lock(&self.jobs).get(&id).cloned();
+        let known = lock(&self.jobs).get(&id).cloned();
+        let job = known.or_else(|| {
+            let ended = Job::ended(id, &self.spools);
+            let ended = ended.inspect_err(|error| {
+                tracing::error!(%error, job = %id, "the job's files cannot be read");
+            });
+            ended.ok().flatten().map(Arc::new)
+        });
         job.filter(|job| job.belongs_to(uid))
+    }
+
+    /// A client of this user has a job's outcome: nothing of it needs to be kept.
+    fn forget(&self, uid: u32, id: JobId) -> Option<Arc<Job>> {
+        let job = self.job(uid, id)?;
+        job.forget();
+        // Without an owner nobody else would do it.
+        let owned = lock(&self.jobs).contains_key(&id);
+        if !owned && job.is_detached() {
+            self.spools.remove(id);
+        }
+        Some(job)
     }
 
     fn pid(&self, id: JobId) -> Option<i32> {
@@ -131,7 +154,8 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     // the others must not look like that.
     let mut held = Vec::new();
     let mut start = welcome(&first)?;
-    confine::confine(&start.config.record_dir).context("the gate cannot be confined")?;
+    let folders = [&start.config.record_dir, &start.config.spool.dir];
+    confine::confine(&folders.map(PathBuf::as_path)).context("the gate cannot be confined")?;
     let keep = Keep {
         jobs_max: start.config.record_jobs_max,
         age_ms: start.config.record_age_ms,
@@ -139,7 +163,8 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let (recorder, record_thread) = Recorder::start(&start.config.record_dir, keep)
         .with_context(|| format!("the record in {}", start.config.record_dir.display()))?;
     // Before the first connection: whoever comes back must find its job.
-    let mut adoptions = Some(adoptions(&first)?);
+    let spools = Spools::new(&start.config.spool.dir);
+    let mut adoptions = Some(adoptions(&first, &spools)?);
     let jobs = adoptions.iter().flatten();
     let jobs = jobs.map(|adoption| (adoption.job.id, adoption.job.clone()));
     let jobs = jobs.collect();
@@ -149,6 +174,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let shared = Arc::new(Shared {
         config: Mutex::new(Arc::new(*start.config.clone())),
         recorder,
+        spools,
         jobs: Mutex::new(jobs),
         // Connections of earlier gates keep their numbers.
         next_connection: AtomicU64::new(start.generation << 40),
@@ -282,7 +308,7 @@ fn welcome(first: &OwnedFd) -> anyhow::Result<Welcome> {
 }
 
 /// The live jobs of earlier gates, which the keeper tells of next.
-fn adoptions(first: &OwnedFd) -> anyhow::Result<Vec<Adoption>> {
+fn adoptions(first: &OwnedFd, spools: &Spools) -> anyhow::Result<Vec<Adoption>> {
     let (mut adoptions, mut scratch) = (Vec::new(), Vec::new());
     loop {
         let (message, fds) = packet::receive::<ToGate>(first, &mut scratch)
@@ -290,7 +316,7 @@ fn adoptions(first: &OwnedFd) -> anyhow::Result<Vec<Adoption>> {
             .context("the keeper said nothing about jobs")?;
         match message {
             ToGate::Adopt { snapshot } => adoptions.push(Adoption {
-                job: Arc::new(Job::adopted(&snapshot, &fds)),
+                job: Arc::new(Job::adopted(&snapshot, &fds, spools)),
                 snapshot: *snapshot,
                 fds,
             }),

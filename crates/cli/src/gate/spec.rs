@@ -3,12 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use bowline_proto::message::{MessageError, OnDisconnect, Start};
+use bowline_proto::message::{self, MessageError, OnDisconnect, Start};
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde_bytes::ByteBuf;
 
 use crate::ipc::packet::INLINE_SPEC_BYTES_MAX;
-use crate::ipc::{JobSpec, Pty, Source, SpecPlace, Stdin, Terms};
+use crate::ipc::{JobSpec, Pty, Source, SpecPlace, Spool, SpoolPolicy, Stdin, Terms};
 
 /// The longest command that is written down, in bytes.
 const COMMAND_BYTES_MAX: usize = 4096;
@@ -49,9 +49,18 @@ pub(super) fn read(
         source,
         connection,
         terms: Terms {
-            keep: start.on_disconnect == OnDisconnect::Keep,
+            // What is detached belongs to no connection in the first place.
+            keep: start.on_disconnect == OnDisconnect::Keep && !start.detach,
             grace_ms: start.grace_ms,
             wait_output: start.wait_output,
+            spool: start.detach.then_some(Spool {
+                policy: match start.spool {
+                    message::SpoolPolicy::Block => SpoolPolicy::Block,
+                    message::SpoolPolicy::DropOldest => SpoolPolicy::DropOldest,
+                    message::SpoolPolicy::Kill => SpoolPolicy::Kill,
+                },
+                bytes: start.spool_bytes,
+            }),
         },
     })
 }

@@ -29,6 +29,9 @@ use crate::ipc::{Source, ToGate, ToKeeper, messages, packet};
 /// How long nothing is accepted when no descriptor is left for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Threads of a worker that wait for the disk, where detached jobs write.
+const DISK_THREADS_MAX: usize = 4;
+
 /// What the connections of a worker use.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -84,6 +87,7 @@ impl Worker {
     ) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .max_blocking_threads(DISK_THREADS_MAX)
             .build()
             .context("a runtime")?;
         let _entered = runtime.enter();

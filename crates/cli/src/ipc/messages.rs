@@ -11,7 +11,7 @@ pub use bowline_proto::auth::{Binding, Proof};
 
 /// The version of this protocol. Keeper and gate are the same binary, except
 /// for the moments of an upgrade, so a difference means "start another gate".
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// The number in an answer that no request of this gate asked for: the job was being started when
 /// an earlier gate died.
 pub const NO_REQUEST: u64 = u64::MAX;
@@ -303,6 +303,28 @@ pub struct Terms {
     pub grace_ms: Option<u64>,
     /// The outcome waits for the end of the output.
     pub wait_output: bool,
+    /// The job is detached: it belongs to no connection, and its output goes to the disk.
+    pub spool: Option<Spool>,
+}
+
+/// What a client asks for of the output of a detached job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spool {
+    /// What happens when there is no room left.
+    pub policy: SpoolPolicy,
+    /// That room, in bytes of each stream, if the client named one.
+    pub bytes: Option<u64>,
+}
+
+/// What happens when the output of a detached job has no room left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpoolPolicy {
+    /// The program waits.
+    Block,
+    /// The oldest output is dropped.
+    DropOldest,
+    /// The whole tree is ended.
+    Kill,
 }
 
 /// The terminal that a program gets.

@@ -11,6 +11,6 @@ pub mod packet;
 
 pub use messages::{
     Answer, Bequest, Binding, Cause, DenyCode, End, Exited, Grant, GrantToken, Granted,
-    JobSnapshot, JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Stdin,
-    Stream, Terms, ToGate, ToKeeper, Tree,
+    JobSnapshot, JobSpec, NotStarted, Pty, Question, RefuseCode, Scope, Source, SpecPlace, Spool,
+    SpoolPolicy, Stdin, Stream, Terms, ToGate, ToKeeper, Tree,
 };

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::ipc::{Cause, End, Source, Stream, Terms};
 
 /// The version of the records. A journal of another version is put aside.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// The longest record, in bytes.
 const RECORD_BYTES_MAX: usize = 16 * 1024;
 /// The journal is rewritten at this size, and again when it has doubled since.

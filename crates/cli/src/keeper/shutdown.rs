@@ -143,6 +143,8 @@ impl Keeper {
                     .gate
                     .record_dir
                     .clone_from(&self.config.gate.record_dir);
+                let spool = &self.config.gate.spool.dir;
+                config.gate.spool.dir.clone_from(spool);
                 config.gate.workers = self.config.gate.workers;
                 self.config = config;
                 self.policy = policy;

@@ -364,9 +364,10 @@ fn gate_ids(config: &ServerConfig) -> anyhow::Result<Option<Ids>> {
 }
 
 fn make_folders(config: &ServerConfig, gate: Option<&Ids>) -> anyhow::Result<()> {
-    let (state, record) = (&config.state_dir, &config.gate.record_dir);
-    // Another account must be able to pass through to a record below it; files in it are 0600.
-    let shared = gate.is_some() && record.starts_with(state);
+    let state = &config.state_dir;
+    let of_gate = [&config.gate.record_dir, &config.gate.spool.dir];
+    // Another account must be able to pass through to its folders below it; files in it are 0600.
+    let shared = gate.is_some() && of_gate.iter().any(|folder| folder.starts_with(state));
     private_folder(state, if shared { 0o711 } else { 0o700 })?;
     let owner = fs::metadata(state)
         .with_context(|| format!("{}", state.display()))?
@@ -377,13 +378,15 @@ fn make_folders(config: &ServerConfig, gate: Option<&Ids>) -> anyhow::Result<()>
             state.display()
         );
     }
-    if record.as_os_str().is_empty() {
-        return Ok(());
-    }
-    private_folder(record, 0o700)?;
-    if let Some(ids) = gate {
-        let changed = std::os::unix::fs::lchown(record, Some(ids.uid), Some(ids.gid));
-        changed.with_context(|| format!("cannot give {} to the gate", record.display()))?;
+    for folder in of_gate {
+        if folder.as_os_str().is_empty() {
+            continue;
+        }
+        private_folder(folder, 0o700)?;
+        if let Some(ids) = gate {
+            let changed = std::os::unix::fs::lchown(folder, Some(ids.uid), Some(ids.gid));
+            changed.with_context(|| format!("cannot give {} to the gate", folder.display()))?;
+        }
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::journal::JobImage;
 use crate::ipc::{Cause, Stdin, Stream};
 
 /// The version of [`KeeperState`]; raised with every change of it or of what it contains.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 /// Makes a descriptor one that stays open when the next program is executed, and
 /// tells its number.
@@ -142,7 +142,7 @@ impl KeeperState {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let (version, rest) = bytes.split_first_chunk().ok_or(StateError::Damaged)?;
         match u16::from_le_bytes(*version) {
-            // Version 1 was never handed on by any release.
+            // Versions 1 and 2 were never handed on by any release.
             VERSION => postcard::from_bytes(rest).map_err(|_| StateError::Damaged),
             other => Err(StateError::Version(other)),
         }

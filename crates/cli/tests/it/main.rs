@@ -3,6 +3,7 @@
 mod attached;
 mod cp;
 mod definitions;
+mod detached;
 mod faults;
 mod hostile;
 mod keeper_death;

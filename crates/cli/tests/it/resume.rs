@@ -4,7 +4,7 @@
 //! The client here is the library's, driven by the test: it keeps its offsets and comes back
 //! with them. Every 8 bytes of a stream say where they are.
 
-mod client;
+pub(crate) mod client;
 
 use bowline::client::Happening;
 use bowline_proto::frame::Kind;
@@ -22,20 +22,20 @@ use crate::server::{Server, signal_process};
 const KILL: i32 = 9;
 
 /// A server on a Unix socket and on TCP.
-fn server() -> Server {
+pub(crate) fn server() -> Server {
     Server::start_with(|command, dir| {
         let socket = format!("unix:{}", dir.join("socket").display());
         command.args(["--listen", &socket]);
     })
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build().unwrap().block_on(future)
 }
 
 /// All of a coded stream came back, and the program ended by itself.
-fn check(client: &Client<'_>, exit: &Exit) {
+pub(crate) fn check(client: &Client<'_>, exit: &Exit) {
     assert_eq!(
         (exit.outcome.outcome, exit.outcome.code),
         (Happened::Exited, Some(0)),
@@ -120,7 +120,7 @@ pub(crate) fn start(channel: u32, number: u64, text: &str, keys: &Value) -> Vec<
     )
 }
 
-fn attach(channel: u32, number: u64, keys: &Value) -> Vec<u8> {
+pub(crate) fn attach(channel: u32, number: u64, keys: &Value) -> Vec<u8> {
     let mut header = json!({"job": job(number)});
     for (key, value) in keys.as_object().unwrap() {
         header[key] = value.clone();
@@ -129,7 +129,7 @@ fn attach(channel: u32, number: u64, keys: &Value) -> Vec<u8> {
 }
 
 /// All of a stream on a channel until the outcome, and the outcome.
-fn rest(raw: &mut Raw, channel: u32, kind: Kind) -> (Vec<u8>, Value) {
+pub(crate) fn rest(raw: &mut Raw, channel: u32, kind: Kind) -> (Vec<u8>, Value) {
     let mut bytes = Vec::new();
     loop {
         let said = raw.next().expect("closed before the outcome");

@@ -1,5 +1,6 @@
 //! `bowline run`: one command on another machine, as if it were here.
 
+mod detach;
 mod escapes;
 mod json;
 mod relay;
@@ -22,6 +23,7 @@ use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::Pty;
 use bowline_proto::outcome::{Happened, Outcome};
 
+pub(super) use self::detach::DetachFlags;
 use self::relay::Relay;
 use self::signals::Signals;
 use super::dial::{ConnectFlags, Dialer};
@@ -74,6 +76,8 @@ pub(crate) struct RunFlags {
     #[arg(long, requires = "pty")]
     pub(crate) stderr_pipe: bool,
     #[command(flatten)]
+    pub(crate) detach: DetachFlags,
+    #[command(flatten)]
     pub(crate) connect: ConnectFlags,
 }
 
@@ -83,6 +87,9 @@ pub(crate) struct RunFlags {
 /// Where the flags make no sense, before anything was asked for.
 pub(crate) async fn run(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode> {
     let request = request(&flags)?;
+    if flags.detach.detach {
+        return detach::run(flags, &request, quiet).await;
+    }
     follow(flags, &request, quiet).await
 }
 
@@ -195,12 +202,16 @@ fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
         env,
         cwd: flags.cwd.clone().map(OsString::into_vec),
         shell: flags.shell.is_some(),
-        null_stdin: flags.no_stdin,
+        // Nobody stays to write it.
+        null_stdin: flags.no_stdin || flags.detach.detach,
         timeout_ms: flags
             .timeout
             .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         wait_output: flags.wait_output,
         pty: flags.pty.then(|| terminal(flags.stderr_pipe)),
+        detach: flags.detach.detach,
+        spool: flags.detach.policy(),
+        spool_bytes: flags.detach.spool_bytes,
         // A drop ends the tree, for as long as this command does not resume.
         ..StartRequest::default()
     })

@@ -6,7 +6,7 @@ use std::task::Context;
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
-use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, Start};
+use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, SpoolPolicy, Start};
 use bowline_proto::session::RecvFlow;
 
 use super::super::job::{AttachError, Attachment, Done, Job, Owner};
@@ -82,10 +82,16 @@ impl Connection {
             return Err(("draining", "the server is stopping"));
         }
         self.has_room()?;
-        if start.detach {
+        if start.detach && start.spool == SpoolPolicy::DropOldest {
             return Err((
                 "not_permitted",
-                "this server cannot keep the output of detached jobs",
+                "this server does not drop the output of detached jobs",
+            ));
+        }
+        if start.detach && !self.worker.shared.estate.stays() {
+            return Err((
+                "not_permitted",
+                "this server ends with its client, and detached jobs with it",
             ));
         }
         let mut spec = spec::read(start, payload, self.source.clone(), self.id)
@@ -98,7 +104,11 @@ impl Connection {
         let grant = (self.id, granted.token);
         let new = || Job::new(id, granted.user.clone(), granted.uid, &spec, grant);
         let (job, fresh, attachment) = loop {
-            let (job, fresh) = self.worker.shared.enter(id, new);
+            let (mut job, mut fresh) = self.worker.shared.enter(id, new);
+            if fresh && let Some(ended) = self.ended(start, id)? {
+                self.worker.shared.leave(&job);
+                (job, fresh) = (ended, false);
+            }
             if !fresh && !job.is_same(granted.uid, &spec) {
                 return Err(("duplicate_job", "a job of this id is there already"));
             }
@@ -122,6 +132,22 @@ impl Connection {
             self.worker.own(owner);
         }
         Ok(attachment)
+    }
+
+    /// A detached job of this id that ended before.
+    fn ended(&self, start: &Start, id: JobId) -> Result<Option<Arc<Job>>, Refusal> {
+        if !start.detach {
+            return Ok(None);
+        }
+        let ended = Job::ended(id, &self.worker.shared.spools);
+        let ended = ended.inspect_err(|error| {
+            tracing::error!(%error, job = %id, "the job's files cannot be read");
+        });
+        let ended = ended.map_err(|_| {
+            let message = "the server cannot read whether this job was there before";
+            ("out_of_resources", message)
+        })?;
+        Ok(ended.map(Arc::new))
     }
 
     fn try_attach(
@@ -148,14 +174,17 @@ impl Connection {
                 "the output at this offset is not kept any more",
             ),
             AttachError::Forgotten => NO_SUCH_JOB,
+            AttachError::Time => (
+                "not_permitted",
+                "when the output of this job came is not known",
+            ),
         })
     }
 
     /// The client has the outcome of a job.
     pub(super) fn forget(&mut self, Authenticated(granted): &Authenticated, job: Option<JobId>) {
-        let job = job.and_then(|id| self.worker.shared.job(granted.uid, id));
+        let job = job.and_then(|id| self.worker.shared.forget(granted.uid, id));
         if let Some(job) = job {
-            job.forget();
             self.told.retain(|told| !Arc::ptr_eq(told, &job));
         }
     }

@@ -10,9 +10,7 @@ use bowline_proto::message::{Exit, Started};
 use bowline_proto::outcome::Happened;
 use bowline_proto::session::{PutError, RecvFlow, SendFlow, Session};
 
-use super::{Job, Output, Stage, remember, ring};
-
-const OUTPUT: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+use super::{Job, OUTPUT, Output, Stage, remember};
 
 /// An attachment; dropped, it is no more.
 #[derive(Debug)]
@@ -206,25 +204,25 @@ impl Attachment {
     ) -> io::Result<(bool, bool)> {
         let flow = session.sending(channel, stream);
         let (sent, ended) = flow.map_or((0, true), |flow| (flow.sent(), flow.ended()));
-        let there = output.end.saturating_sub(sent);
-        if ended || (there == 0 && !output.closed) {
+        let there = output.readable().saturating_sub(sent);
+        let complete = output.is_complete();
+        if ended || (there == 0 && !complete) {
             return Ok((false, ended));
         }
         if there == 0 {
             let _ = session.put_end(channel, stream);
             return Ok((true, true));
         }
-        let memfd = self.job.memfd(stream);
-        let memfd = memfd.ok_or(io::ErrorKind::NotFound)?;
         let put = session.put_with(channel, stream, |space| {
             let max = usize::try_from(there).unwrap_or(usize::MAX);
             let len = space.len().min(max);
-            let len = ring::read(memfd, sent, space.get_mut(..len).unwrap_or_default())?;
+            let space = space.get_mut(..len).unwrap_or_default();
+            let len = self.job.read(stream, sent, space)?;
             let behind = u64::try_from(len).unwrap_or(u64::MAX);
             if len == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
             }
-            Ok((len, output.closed && behind == there))
+            Ok((len, complete && behind == there))
         });
         match put {
             Ok((len, end)) => Ok((len > 0, end)),

@@ -12,19 +12,23 @@
 //! What is here beside them can be found out again, or is told again by clients.
 //!
 //! Output stays in its ring until every attachment has acknowledged it; where the
-//! ring is full the pipe is not read, and the program waits. [`State`] is behind a
-//! lock that is held for a few instructions, or for one write of a frame of input.
+//! ring is full the pipe is not read, and the program waits. What a detached job writes is moved on
+//! to files, and read there (`detached`, `spooled`). [`State`] is behind a lock that is held for a few instructions, or for one write of a frame of input.
 
 mod attachment;
 mod begin;
+mod detached;
 mod input;
 mod outcome;
+mod output;
 mod owner;
 mod pipes;
 mod ring;
+mod spooled;
 mod terminal;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -37,15 +41,18 @@ use bowline_proto::outcome::Outcome;
 
 pub(super) use attachment::{Attachment, Done};
 use outcome::not_started;
+use output::{OnDisk, Output};
 pub(super) use owner::{Adoption, Owner};
-use ring::RING_BYTES;
 
 use super::connection::order;
 use super::link::Link;
 use super::lock;
 use super::record::Recorder;
+use super::spool::Spools;
 use crate::ipc::{GrantToken, JobSnapshot, JobSpec, Stdin, Stream as KeeperStream, Terms};
 
+/// The streams that come from a job, in the order of every pair of them.
+const OUTPUT: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// Signals that wait for a job to be started.
 const EARLY_SIGNALS_MAX: usize = 16;
 
@@ -62,6 +69,8 @@ pub(super) struct Job {
     memfds: OnceLock<Memfds>,
     /// The master of its terminal.
     master: OnceLock<OwnedFd>,
+    /// Of a detached job: the files of its output, once there are some.
+    files: [OnceLock<File>; 2],
     state: Mutex<State>,
 }
 
@@ -141,34 +150,6 @@ struct State {
     broken: bool,
 }
 
-/// A stream of output: offsets, each behind the byte before.
-#[derive(Clone, Copy, Debug, Default)]
-struct Output {
-    /// What is in the ring.
-    end: u64,
-    /// What will be at most, once the splice that is under way is done.
-    reserved: u64,
-    /// Everything before was acknowledged by everybody.
-    floor: u64,
-    /// Nothing follows.
-    closed: bool,
-    /// The owner waits for room.
-    starved: bool,
-}
-
-impl Output {
-    /// The oldest byte that nothing is being written over.
-    fn oldest(&self) -> u64 {
-        self.reserved.saturating_sub(RING_BYTES)
-    }
-
-    fn room(&self) -> u64 {
-        self.floor
-            .saturating_add(RING_BYTES)
-            .saturating_sub(self.end)
-    }
-}
-
 #[derive(Debug, Default)]
 struct InputState {
     /// What has come from the client.
@@ -202,6 +183,8 @@ pub(super) enum AttachError {
     Lost,
     /// It is over and forgotten, and only its owner has not heard of that yet.
     Forgotten,
+    /// When the output came is not known.
+    Time,
 }
 
 impl Job {
@@ -213,7 +196,7 @@ impl Job {
         spec: &JobSpec,
         grant: (u64, GrantToken),
     ) -> Self {
-        let mut state = State::new(spec.stdin);
+        let mut state = State::new(spec.stdin, &spec.terms);
         state.grant = Some(grant);
         Self {
             id,
@@ -224,14 +207,15 @@ impl Job {
             pty: spec.pty.is_some(),
             memfds: OnceLock::new(),
             master: OnceLock::new(),
+            files: Default::default(),
             state: Mutex::new(state),
         }
     }
 
     /// A job of an earlier gate, with what its owner is given: how far the streams are must be known before
     /// the first connection, and the pipes are the owner's.
-    pub(super) fn adopted(snapshot: &JobSnapshot, fds: &[OwnedFd]) -> Self {
-        let mut state = State::new(snapshot.stdin);
+    pub(super) fn adopted(snapshot: &JobSnapshot, fds: &[OwnedFd], spools: &Spools) -> Self {
+        let mut state = State::new(snapshot.stdin, &snapshot.terms);
         if !snapshot.starting {
             state.stage = Stage::Running;
             state.pid = snapshot.pid;
@@ -252,6 +236,7 @@ impl Job {
             pty: fds.len() > snapshot.open.len() + snapshot.spools.len(),
             memfds: OnceLock::new(),
             master: OnceLock::new(),
+            files: Default::default(),
             state: Mutex::new(state),
         };
         let memfds = fds.iter().skip(snapshot.open.len());
@@ -259,9 +244,11 @@ impl Job {
         let known = memfds
             .map(OwnedFd::try_clone)
             .collect::<io::Result<_>>()
-            .and_then(|fds| Memfds::from(&snapshot.spools, fds).map_or(Ok(()), |it| job.know(it)));
+            .and_then(|fds| Memfds::from(&snapshot.spools, fds).map_or(Ok(()), |it| job.know(it)))
+            .and_then(|()| job.find_spool(spools));
         if let Err(error) = known {
-            // Its owner finds out the same, and ends it.
+            // Its owner ends it.
+            job.state().broken = true;
             tracing::error!(%error, job = %job.id, "the job's streams cannot be read");
         }
         job
@@ -302,6 +289,11 @@ impl Job {
     /// Whether the same user asks for the same.
     pub(super) fn is_same(&self, uid: u32, spec: &JobSpec) -> bool {
         self.uid == uid && self.fingerprint == spec.fingerprint()
+    }
+
+    /// Whether it belongs to no connection.
+    pub(super) fn is_detached(&self) -> bool {
+        self.terms.spool.is_some()
     }
 
     /// Sends a signal, as soon as there is somebody to get it.
@@ -366,8 +358,11 @@ impl Job {
             let Some(offset) = offset else { continue };
             match attach.from {
                 AttachFrom::Start => *offset = stream.oldest(),
-                AttachFrom::Now => *offset = stream.end,
-                AttachFrom::Offset if *offset > stream.end => return Err(AttachError::Offset),
+                AttachFrom::Now => *offset = stream.readable(),
+                AttachFrom::Since => return Err(AttachError::Time),
+                AttachFrom::Offset if *offset > stream.readable() => {
+                    return Err(AttachError::Offset);
+                }
                 AttachFrom::Offset if *offset < stream.oldest() && minor == 0 => {
                     return Err(AttachError::Lost);
                 }
@@ -390,13 +385,17 @@ impl Job {
 }
 
 impl State {
-    fn new(stdin: Stdin) -> Self {
+    fn new(stdin: Stdin, terms: &Terms) -> Self {
+        let output = Output {
+            disk: terms.spool.map(|_| OnDisk::default()),
+            ..Output::default()
+        };
         Self {
             stage: Stage::Starting,
             grant: None,
             pid: 0,
             unix_ms: 0,
-            output: [Output::default(); 2],
+            output: [output; 2],
             stdin: InputState {
                 closed: stdin == Stdin::Null,
                 ..InputState::default()
@@ -447,7 +446,9 @@ impl State {
         let waker = None;
         self.attachments.insert(id, Reader { acked, waker });
         for (stream, acked) in self.output.iter_mut().zip(acked) {
-            stream.floor = stream.floor.min(acked.unwrap_or(u64::MAX));
+            if stream.disk.is_none() {
+                stream.floor = stream.floor.min(acked.unwrap_or(u64::MAX));
+            }
         }
         self.raise_floors();
         self.wake_owner();
@@ -477,6 +478,7 @@ impl State {
             let acked = acked.filter_map(|reader| reader.acked.get(index).copied().flatten());
             if let Some(lowest) = acked.min()
                 && lowest > stream.floor
+                && stream.disk.is_none()
             {
                 stream.floor = lowest;
                 if std::mem::take(&mut stream.starved)
@@ -511,7 +513,7 @@ impl State {
 
     /// The outcome with the offsets of the streams.
     fn exit(&self, outcome: Outcome) -> Exit {
-        let [stdout, stderr] = self.output.map(|stream| stream.end);
+        let [stdout, stderr] = self.output.map(|stream| stream.readable());
         Exit {
             outcome,
             stdin: self.stdin.taken,

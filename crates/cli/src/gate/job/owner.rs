@@ -24,10 +24,11 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::begin::Given;
+use super::detached::Detached;
 use super::outcome::{self, Note};
 use super::pipes::{InputPipe, OutputPipe, Pumped};
 use super::terminal::Terminal;
-use super::{Job, Memfds, not_started, remember};
+use super::{Job, Memfds, OUTPUT, not_started, remember};
 use crate::clock::unix_ms;
 use crate::gate::Worker;
 use crate::gate::connection::{KEEPER_GONE, refusal};
@@ -39,7 +40,6 @@ use crate::ipc::{
 
 /// Turns before other tasks of the worker get theirs.
 const TURNS_MAX: u32 = 32;
-const OUTPUT: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// Nobody came back.
 const NOBODY: Note = (
     "disconnected",
@@ -75,15 +75,17 @@ pub(in crate::gate) struct Owner {
     pub(super) stdin: Option<InputPipe>,
     pub(super) output: [Option<OutputPipe>; 2],
     pub(super) terminal: Option<Terminal>,
-    end: Option<End>,
+    /// Of a detached job: the way from the rings to the disk.
+    pub(super) detached: Option<Detached>,
+    pub(super) end: Option<End>,
     /// When the pipes are closed although somebody holds them still.
     deadline: Option<Pin<Box<Sleep>>>,
-    sealed: bool,
+    pub(super) sealed: bool,
     /// Until when somebody may come back.
     grace: Option<Pin<Box<Sleep>>>,
     /// Nobody wants it any more: its end was asked for, and its pipes are closed.
     pub(super) abandoned: bool,
-    draining: bool,
+    pub(super) draining: bool,
     /// No keeper is there to be told anything, and what the job comes to nobody can know.
     orphaned: bool,
     pub(super) note: Option<Note>,
@@ -126,6 +128,7 @@ impl Owner {
         if let Some(end) = snapshot.ended {
             owner.ended(end);
         }
+        owner.ended_before();
         owner
     }
 
@@ -135,11 +138,11 @@ impl Owner {
             mail: worker.link.open_box(mailbox),
             mailbox,
             worker,
-            job,
             phase,
             stdin: None,
             output: [None, None],
             terminal: None,
+            detached: job.is_detached().then(Detached::default),
             end: None,
             deadline: None,
             sealed: false,
@@ -148,6 +151,7 @@ impl Owner {
             draining: false,
             orphaned: false,
             note: None,
+            job,
         }
     }
 
@@ -183,7 +187,8 @@ impl Owner {
         for index in 0..OUTPUT.len() {
             progress |= self.pump_output(cx, index);
         }
-        progress | self.finish()
+        progress |= self.pump_spool(cx);
+        progress | self.finish(cx)
     }
 
     fn letters(&mut self, cx: &Context<'_>) -> bool {
@@ -242,6 +247,9 @@ impl Owner {
         if !matches!(self.phase, Phase::Known) && !matches!(self.phase, Phase::Over) {
             return false;
         }
+        if self.detached.is_some() {
+            return false;
+        }
         if self.orphaned && matches!(self.phase, Phase::Known) {
             // Nobody could end it: it waits for the next keeper.
             return false;
@@ -291,7 +299,7 @@ impl Owner {
         true
     }
 
-    fn output_waits(&self) -> bool {
+    pub(super) fn output_waits(&self) -> bool {
         self.output.iter().any(Option::is_some)
     }
 
@@ -359,22 +367,28 @@ impl Owner {
     }
 
     fn pump_output(&mut self, cx: &mut Context<'_>, index: usize) -> bool {
+        let kept_max = self.kept_max();
         let stream = OUTPUT[index];
         let (Some(pipe), Some(memfd)) = (&mut self.output[index], self.job.memfd(stream)) else {
             return false;
         };
-        let room = {
+        let (room, full) = {
             let output = &mut self.job.state().output[index];
-            let room = output.room();
+            let room = output.room(kept_max);
             output.starved = room == 0;
             output.reserved = output.end.saturating_add(room);
-            room
+            (room, output.is_full(kept_max))
         };
+        let end = pipe.end();
         let pumped = match room {
+            0 if full => match pipe.look(cx) {
+                Pumped::Some => self.overflow(),
+                nothing => nothing,
+            },
             0 => Pumped::Nothing,
             room => pipe.pump(cx, memfd, room),
         };
-        let end = pipe.end();
+        let end = self.output[index].as_ref().map_or(end, OutputPipe::end);
         if pumped == Pumped::End {
             self.output[index] = None;
         }
@@ -481,18 +495,22 @@ impl Owner {
     }
 
     /// The outcome, once the main process is reaped and its output is in the rings.
-    fn finish(&mut self) -> bool {
+    fn finish(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(end) = self.end else {
             return false;
         };
-        if !matches!(self.phase, Phase::Known) || self.output_waits() {
+        if !matches!(self.phase, Phase::Known) || self.output_waits() || self.spool_waits(&end) {
             return false;
         }
         let started = {
             let state = self.job.state();
             (state.pid != 0).then_some(state.unix_ms)
         };
-        self.over(outcome::outcome(&end, started, self.note));
+        let outcome = outcome::outcome(&end, started, self.note);
+        if self.detached.is_some() {
+            return self.seal_spool(cx, outcome);
+        }
+        self.over(outcome);
         true
     }
 
@@ -515,12 +533,20 @@ impl Owner {
         }
         let state = self.job.state();
         let ran = state.pid != 0;
-        let wanted = self.job.terms.keep && ran && !state.forgotten;
+        let wanted = match &self.detached {
+            // Once its outcome is on the disk, nothing else is needed.
+            Some(detached) => !detached.is_sealed(),
+            None => self.job.terms.keep,
+        };
+        let wanted = wanted && ran && !state.forgotten;
         !wanted || self.abandoned || self.draining
     }
 
     fn release(&self) {
         self.worker.shared.leave(&self.job);
+        if self.detached.is_some() && self.job.state().forgotten {
+            self.worker.shared.spools.remove(self.job.id);
+        }
         let released = ToKeeper::Released { job: self.job.id };
         self.worker.link.send(&released);
     }

@@ -110,6 +110,27 @@ impl OutputPipe {
         }
     }
 
+    /// Whether the pipe holds something, without taking it: `Some` then, and the task is woken
+    /// for nothing else.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Pumped {
+        if let Some(left) = self.left {
+            return if left == 0 { Pumped::End } else { Pumped::Some };
+        }
+        loop {
+            let mut guard = match self.pipe.poll_read_ready(cx) {
+                Poll::Pending => return Pumped::Nothing,
+                Poll::Ready(Err(_)) => return Pumped::End,
+                Poll::Ready(Ok(guard)) => guard,
+            };
+            let closed = guard.ready().is_read_closed();
+            match rustix::io::ioctl_fionread(self.pipe.get_ref()) {
+                Ok(1..) => return Pumped::Some,
+                Ok(0) if !closed => guard.clear_ready(),
+                Ok(0) | Err(_) => return Pumped::End,
+            }
+        }
+    }
+
     /// A pipe that is full whenever it is read gets more space: fewer wake-ups.
     fn grow(&mut self, len: u64) {
         let full = u64::try_from(PAYLOAD_BYTES_MAX).is_ok_and(|full| len >= full);

@@ -36,7 +36,7 @@ impl HostTrust for Peer {
     }
 }
 
-pub(super) async fn connected(socket: &Path) -> Result<Connection, ClientError> {
+pub(crate) async fn connected(socket: &Path) -> Result<Connection, ClientError> {
     let access = Access {
         user: user(),
         proofs: &mut Peer,
@@ -58,28 +58,29 @@ fn coded(at: u64) -> u8 {
 
 /// A client that sends a coded stream to a program and checks what comes back on both of its
 /// outputs, over as many connections as it takes.
-pub(super) struct Client<'a> {
+pub(crate) struct Client<'a> {
     server: &'a Server,
     socket: PathBuf,
     job: JobId,
     argv: Vec<Vec<u8>>,
     /// The length of the stream.
-    pub(super) total: u64,
+    pub(crate) total: u64,
     /// The program has a terminal, and writes the stream by itself.
-    pub(super) terminal: bool,
+    pub(crate) terminal: bool,
+    pub(crate) detached: bool,
     started: bool,
-    pub(super) got: [u64; 2],
+    pub(crate) got: [u64; 2],
     /// What has become of the connections so far.
-    pub(super) connections: u32,
+    pub(crate) connections: u32,
     /// When the next fault is due, in bytes that have come, and what it is.
     fault_at: u64,
-    pub(super) faults: u32,
+    pub(crate) faults: u32,
     /// Lines that hang.
     stale: Vec<Connection>,
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(server: &'a Server, argv: &[&str], total: u64) -> Self {
+    pub(crate) fn new(server: &'a Server, argv: &[&str], total: u64) -> Self {
         Self {
             server,
             socket: server.dir().join("socket"),
@@ -87,6 +88,7 @@ impl<'a> Client<'a> {
             argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
             total,
             terminal: false,
+            detached: false,
             started: false,
             got: [0; 2],
             connections: 0,
@@ -97,7 +99,7 @@ impl<'a> Client<'a> {
     }
 
     /// Goes on until there is an outcome.
-    pub(super) async fn run(&mut self, faults: u32) -> Exit {
+    pub(crate) async fn run(&mut self, faults: u32) -> Exit {
         let streams = if self.terminal { 1 } else { 2 };
         let step = streams * self.total / u64::from(faults + 1);
         self.fault_at = step;
@@ -126,6 +128,7 @@ impl<'a> Client<'a> {
             let request = StartRequest {
                 argv: self.argv.clone(),
                 on_disconnect: OnDisconnect::Keep,
+                detach: self.detached,
                 null_stdin: self.terminal,
                 pty: self.terminal.then(Pty::default),
                 ..StartRequest::default()

@@ -422,6 +422,7 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
     let row = JobRow {
         job,
         outcome: Some(outcome.clone()),
+        waits: Some(text()),
         ..JobRow::default()
     };
     vec![
@@ -449,7 +450,8 @@ pub(super) fn full_headers() -> Vec<(Kind, serde_json::Value)> {
             job,
             stdout: Some(1),
             stderr: Some(2),
-            from: AttachFrom::Start,
+            from: AttachFrom::Since,
+            since_ms: Some(3),
             stdin: false,
         }),
         value(&Signal {

@@ -40,6 +40,7 @@ fn long_lists_are_split_and_long_texts_are_cut() {
             kill: Some(crate::outcome::Kill::BestEffort),
             ..Outcome::failed(Happened::NotStarted, text.repeat(1000), text.repeat(10_000))
         }),
+        waits: Some(text.repeat(1000)),
     };
     // A control character takes six bytes in JSON; an ö two that must not be parted.
     for text in ["\u{1}", "ö", "a"] {
