@@ -322,6 +322,7 @@ impl Client {
                 AttachFrom::Offset
             },
             stdin: self.errand == Errand::Run,
+            since_ms: None,
         }
     }
 

@@ -176,6 +176,7 @@ impl Attached {
             stdin_closed: !self.by_start && (!self.holder || kept.stdin_closed),
             stdout: told(stdout),
             stderr: told(stderr),
+            pty: false,
         }
     }
 
