@@ -13,6 +13,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::event::epoll;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, WaitIdOptions};
@@ -386,9 +387,29 @@ fn make_folders(config: &ServerConfig, gate: Option<&Ids>) -> anyhow::Result<()>
         if let Some(ids) = gate {
             let changed = std::os::unix::fs::lchown(folder, Some(ids.uid), Some(ids.gid));
             changed.with_context(|| format!("cannot give {} to the gate", folder.display()))?;
+            check_way(folder, ids)?;
         }
     }
     Ok(())
+}
+
+/// Whether the gate's account can pass through what is above its folder: it would start, fail and
+/// be started again for ever.
+fn check_way(folder: &Path, gate: &Ids) -> anyhow::Result<()> {
+    // For this thread's next open(2) alone, and the keeper has no other thread.
+    let (uid, gid) = (Uid::from_raw(gate.uid), Gid::from_raw(gate.gid));
+    let (own_uid, own_gid) = (setfsuid(uid), setfsgid(gid));
+    let opened = rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    setfsuid(own_uid);
+    setfsgid(own_gid);
+    opened.map(drop).with_context(|| {
+        format!(
+            "the gate's account (uid {}) cannot reach {}: let others pass through the directories above it \
+             (chmod o+x), or name another with --state-dir",
+            gate.uid,
+            folder.display()
+        )
+    })
 }
 
 fn private_folder(path: &Path, mode: u32) -> anyhow::Result<()> {

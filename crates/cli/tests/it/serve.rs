@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::server::{Server, bowline, children_of, signal_process};
+use crate::server::{Server, bowline, children_of, is_root, signal_process};
 
 /// Waits for the next message to the service manager.
 fn told(socket: &UnixDatagram) -> String {
@@ -175,4 +175,27 @@ fn places_that_are_in_use_are_said_to_be() {
         &server.dir().join("other"),
     );
     assert!(said.contains("HOST:PORT"), "{said}");
+}
+
+#[test]
+fn a_gate_that_could_not_reach_its_record_is_not_started() {
+    if !is_root() {
+        return;
+    }
+    // Nobody but root passes through it.
+    let dir = tempfile::tempdir().unwrap();
+    let serve = Command::new(bowline())
+        .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .arg("--host-key")
+        .arg(dir.path().join("host_key"))
+        .env("HOME", dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&serve.stderr);
+    assert!(!serve.status.success(), "{said}");
+    assert!(
+        said.contains("cannot reach") && said.contains("chmod o+x"),
+        "{said}"
+    );
 }
