@@ -35,6 +35,24 @@ pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// A duration as a person would write it: the largest unit that it is a whole number of,
+/// or what can be seen of it.
+pub(crate) fn spoken(time: Duration) -> String {
+    let ms = time.as_millis();
+    for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m")] {
+        if ms >= unit && ms.is_multiple_of(unit) {
+            return format!("{}{name}", ms / unit);
+        }
+    }
+    match ms {
+        0..1000 => format!("{ms}ms"),
+        _ if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        1000..60_000 => format!("{:.1}s", time.as_secs_f64()),
+        60_000..3_600_000 => format!("{}m{}s", ms / 60_000, ms / 1000 % 60),
+        _ => format!("{}h{}m", ms / 3_600_000, ms / 60_000 % 60),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +79,22 @@ mod tests {
             "NaNs",
         ] {
             assert_eq!(parse(wrong), Err(DurationError), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_as_people_say_them() {
+        for (text, said) in [
+            ("600s", "10m"),
+            ("2h", "2h"),
+            ("90m", "1h30m"),
+            ("20s", "20s"),
+            ("2.34s", "2.3s"),
+            ("40ms", "40ms"),
+            ("61.5s", "1m1s"),
+            ("48h", "2d"),
+        ] {
+            assert_eq!(spoken(parse(text).unwrap()), said);
         }
     }
 }

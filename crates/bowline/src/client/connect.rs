@@ -12,11 +12,12 @@ use bowline_proto::limits::{MINOR, PROTOCOL};
 use bowline_proto::message::{Auth, Hello};
 use bowline_proto::session::Session;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::connection::Connection;
 use super::error::ClientError;
+use super::reach::{Hurry, reach};
 use crate::driver::Wire;
 use crate::net::{Socket, tls};
 
@@ -145,6 +146,8 @@ pub struct Options {
     /// How long the path may be silent before the kernel gives it up; as the kernel thinks
     /// fit where there is none. [`super::Pulse`] notices what the kernel cannot.
     pub silence: Option<Duration>,
+    /// For a path that is down: to be there soon when it is back.
+    pub hurry: Option<Hurry>,
     /// Name and version of the program, for the server's log.
     pub software: String,
 }
@@ -154,6 +157,7 @@ impl Default for Options {
         Self {
             timeout: Duration::from_secs(15),
             silence: None,
+            hurry: None,
             software: concat!("bowline/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }
@@ -203,9 +207,7 @@ async fn open(
     let session = Session::client(&hello);
     let mut connection = match to {
         Endpoint::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.as_str(), *port))
-                .await
-                .map_err(failed)?;
+            let stream = reach(host, *port, options.hurry).await.map_err(failed)?;
             let socket = Socket::tcp(stream).map_err(failed)?;
             if let Some(bound) = options.silence {
                 socket.bound_silence(bound).map_err(failed)?;

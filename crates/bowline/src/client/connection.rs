@@ -18,6 +18,7 @@ use tokio::process::Child;
 use super::connect::ServerProof;
 use super::error::ClientError;
 use crate::driver::Wire;
+use crate::net::Socket;
 
 /// What is to be run. Everything is bytes; nothing may contain NUL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -203,6 +204,14 @@ impl Connection {
         self.granted
     }
 
+    /// The server's address, where that is one of TCP.
+    pub fn peer(&self) -> Option<std::net::SocketAddr> {
+        match self.wire.socket() {
+            Socket::Tcp(stream) => stream.peer_addr().ok(),
+            _ => None,
+        }
+    }
+
     /// What the server said of itself; `None` before its hello has come.
     pub fn server(&self) -> Option<&Hello> {
         self.hello.as_ref()
@@ -229,6 +238,11 @@ impl Connection {
     async fn server_minor(&mut self) -> Result<u32, ClientError> {
         poll_fn(|cx| {
             loop {
+                // It may have come with the end of the handshake. Then nothing is sent yet, and
+                // what is asked for next goes out together with the proofs.
+                if self.hello.is_none() {
+                    self.take_next()?;
+                }
                 if let Some(hello) = &self.hello {
                     return Poll::Ready(Ok(hello.minor));
                 }
@@ -528,6 +542,27 @@ impl Connection {
         self.flush().await?;
         self.wire.close();
         self.flush().await
+    }
+
+    /// The same for one who leaves and says nothing after it. Where a program carries the
+    /// connection, waits until that has passed everything on and ended.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the program, and what it has not passed on is lost.
+    pub async fn leave(mut self) -> Result<(), ClientError> {
+        self.flush().await?;
+        self.wire.close();
+        self.flush().await?;
+        let Self { wire, carrier, .. } = self;
+        // It sees the end of its input.
+        drop(wire);
+        if let Some(mut carrier) = carrier {
+            let _ = carrier.wait().await;
+        }
+        Ok(())
     }
 
     /// Waits until what was put in is sent, without taking in anything.

@@ -8,6 +8,7 @@ use bowline_proto::outcome::Happened;
 use bowline_proto::session::SessionError;
 
 use super::connect::HostKeyError;
+use super::reconnect::Failure;
 use super::unacked::InputLost;
 use crate::driver::WireError;
 
@@ -66,6 +67,14 @@ pub enum ClientError {
     /// The server wants to go on with input that it had already acknowledged.
     #[error(transparent)]
     InputLost(#[from] InputLost),
+    /// Output between these two offsets is kept no more.
+    #[error("{} bytes of output that were still to come are kept no more", to.saturating_sub(*from))]
+    OutputLost {
+        /// What has come.
+        from: u64,
+        /// Where the server goes on.
+        to: u64,
+    },
     /// The connection ended without a word.
     #[error("the connection was closed")]
     Closed,
@@ -93,6 +102,7 @@ impl ClientError {
             Self::NoAttachments => "no_attachments",
             Self::Silent(_) => "connection_silent",
             Self::InputLost(_) => "input_lost",
+            Self::OutputLost { .. } => "output_lost",
         }
     }
 
@@ -111,5 +121,79 @@ impl ClientError {
             self,
             Self::Closed | Self::Silent(_) | Self::Wire(WireError::Io(_))
         )
+    }
+
+    /// Why an attempt to get back to a server came to nothing; `None` where another
+    /// one cannot end better. A server that let this client in before is meant: of one that
+    /// never did, [`Self::is_broken_line`] says enough.
+    pub fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Connect { .. }
+            | Self::Timeout(_)
+            | Self::Wire(WireError::Io(_))
+            | Self::Silent(_)
+            | Self::Closed => Some(Failure::Unanswered),
+            // Bytes that were changed under way, and a program that costs more to start than a
+            // connection.
+            Self::Wire(WireError::Tls(_)) | Self::Command { .. } | Self::Carrier(_) => {
+                Some(Failure::Busy)
+            }
+            Self::Refused(refused) if is_temporary(&refused.code) => Some(Failure::Busy),
+            Self::Refused(_)
+            | Self::Tls(_)
+            | Self::Session(_)
+            | Self::HostKey(_)
+            | Self::ServerNotProven
+            | Self::NoTerminals
+            | Self::NoAttachments
+            | Self::InputLost(_)
+            | Self::OutputLost { .. } => None,
+        }
+    }
+}
+
+/// Whether PROTOCOL.md says of a refusal that one may try again.
+fn is_temporary(code: &str) -> bool {
+    matches!(
+        code,
+        "auth_timeout"
+            | "too_many_handshakes"
+            | "too_many_connections"
+            | "too_many_requests"
+            | "idle_timeout"
+            | "keeper_gone"
+            | "draining"
+            | "too_many_jobs"
+            | "out_of_resources"
+            | "record_failed"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_end_better_is_tried_again_and_nothing_else() {
+        let refused = |code: &str| {
+            ClientError::Refused(Refused {
+                code: code.to_owned(),
+                message: String::new(),
+            })
+        };
+        for later in ["draining", "keeper_gone", "too_many_connections"] {
+            assert_eq!(refused(later).failure(), Some(Failure::Busy), "{later}");
+        }
+        for never in ["no_such_job", "not_authenticated", "output_lost", "new"] {
+            assert_eq!(refused(never).failure(), None, "{never}");
+        }
+        assert_eq!(ClientError::Closed.failure(), Some(Failure::Unanswered));
+        let changed = HostKeyError::Changed {
+            host: "h".to_owned(),
+            place: "f:1".to_owned(),
+            fingerprint: "SHA256:x".to_owned(),
+        };
+        assert_eq!(ClientError::from(changed).failure(), None);
+        assert_eq!(ClientError::ServerNotProven.failure(), None);
     }
 }

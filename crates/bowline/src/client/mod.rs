@@ -10,6 +10,7 @@ mod connect;
 mod connection;
 mod error;
 mod pulse;
+mod reach;
 mod reconnect;
 mod unacked;
 
@@ -19,5 +20,6 @@ pub use connect::{
 pub use connection::{Connection, Happening, StartRequest};
 pub use error::ClientError;
 pub use pulse::{Beat, Pulse};
+pub use reach::Hurry;
 pub use reconnect::{Failure, Reconnect};
 pub use unacked::{InputLost, Unacked};

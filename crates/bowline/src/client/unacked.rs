@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use bowline_proto::limits::PAYLOAD_BYTES_MAX;
+
 /// The receiver wants to go on where this side has nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server wants input from byte {wanted} on, and only {from} to {to} are here")]
@@ -22,6 +24,8 @@ pub struct Unacked {
     bytes: VecDeque<u8>,
     base: u64,
     next: u64,
+    /// How many there were at most since there was none.
+    peak: usize,
 }
 
 impl Unacked {
@@ -31,6 +35,7 @@ impl Unacked {
             bytes: VecDeque::new(),
             base: offset,
             next: offset,
+            peak: 0,
         }
     }
 
@@ -73,6 +78,7 @@ impl Unacked {
     /// Keeps bytes that are being sent for the first time.
     pub fn sent(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
+        self.peak = self.peak.max(self.bytes.len());
         self.next = self.end();
     }
 
@@ -85,9 +91,13 @@ impl Unacked {
         self.bytes.drain(..len);
         self.base = self.base.saturating_add(len as u64);
         self.next = self.next.max(self.base);
-        if self.bytes.is_empty() && self.bytes.capacity() > bowline_proto::limits::PAYLOAD_BYTES_MAX
-        {
-            self.bytes = VecDeque::new();
+        if self.bytes.is_empty() {
+            // A buffer that is much too large is given back; in the middle of much data it is
+            // needed again at once.
+            let needed = std::mem::take(&mut self.peak).max(PAYLOAD_BYTES_MAX);
+            if self.bytes.capacity() / 4 > needed {
+                self.bytes = VecDeque::with_capacity(needed);
+            }
         }
     }
 

@@ -1,12 +1,13 @@
 //! From a TARGET to a connection: which address, which user, which keys.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use bowline::client::{
-    self, Access, ClientError, Connection, Endpoint, HostTrust, Options, Proofs, ServerProof,
+    self, Access, ClientError, Connection, Endpoint, HostTrust, Hurry, Options, Proofs, ServerProof,
 };
 use bowline::credentials::agent::Agent;
 use bowline::credentials::identity::{Identities, Search};
@@ -18,7 +19,7 @@ use bowline_proto::auth::{Binding, Proof, Role};
 use bowline_proto::limits::PROTOCOL;
 use zeroize::Zeroizing;
 
-use crate::config::{ClientConfig, Trust};
+use crate::config::{ClientConfig, HostSettings, Trust};
 use crate::duration;
 use crate::hosts::Hosts;
 use crate::local::LocalServer;
@@ -61,6 +62,9 @@ pub(crate) struct Dialer {
     proofs: Proving,
     trust: Box<dyn HostTrust>,
     options: Options,
+    settings: HostSettings,
+    /// Where the server was found last.
+    known: Option<SocketAddr>,
     /// How often the server would not wait any longer for a person's answer.
     too_slow: u32,
     /// How often the line broke.
@@ -85,7 +89,7 @@ impl Dialer {
             (None, _) => options.timeout,
         };
         if target.place == Place::Local {
-            return Self::local(user, options);
+            return Self::local(user, options, target.settings);
         }
         if let (Place::Ssh { user: named, .. }, Some(user)) = (&mut target.place, user) {
             *named = Some(user.to_owned());
@@ -116,13 +120,15 @@ impl Dialer {
             proofs,
             trust: Box::new(trust),
             options,
+            settings: target.settings,
+            known: None,
             too_slow: 0,
             broken: 0,
             local: None,
         })
     }
 
-    fn local(user: Option<&str>, options: Options) -> anyhow::Result<Self> {
+    fn local(user: Option<&str>, options: Options, settings: HostSettings) -> anyhow::Result<Self> {
         let mut local =
             LocalServer::start().context("a server of its own for the target `local`")?;
         let (endpoint, key, trust) = local.access()?;
@@ -132,10 +138,34 @@ impl Dialer {
             proofs: Proving::Fresh(key),
             trust: Box::new(trust),
             options,
+            settings,
+            known: None,
             too_slow: 0,
             broken: 0,
             local: Some(local),
         })
+    }
+
+    /// Has a connection given up whose path is silent for so long, as far as the kernel can tell.
+    pub(crate) fn bound_silence(&mut self, silence: Duration) {
+        self.options.silence = Some(silence);
+    }
+
+    /// Has the next connections made in a hurry: the path is down, and is to be noticed when it
+    /// is back. `None` takes that back.
+    pub(crate) fn hurry(&mut self, every: Option<Duration>) {
+        let known = self.known;
+        self.options.hurry = every.map(|every| Hurry { every, known });
+    }
+
+    /// What the configuration says of the host.
+    pub(crate) fn settings(&self) -> &HostSettings {
+        &self.settings
+    }
+
+    /// How long a server may take to answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.options.timeout
     }
 
     /// Connects. What the server makes of the proofs is not known yet.
@@ -148,7 +178,9 @@ impl Dialer {
             proofs: &mut self.proofs,
             trust: &mut *self.trust,
         };
-        client::connect(&self.endpoint, access, &self.options).await
+        let connection = client::connect(&self.endpoint, access, &self.options).await?;
+        self.known = connection.peer().or(self.known);
+        Ok(connection)
     }
 
     /// Connects and waits to be let in; again where that may end better.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use super::dial::ConnectFlags;
-use super::run::{DetachFlags, RunFlags, login};
+use super::run::{DetachFlags, PatienceFlags, RunFlags, login};
 
 /// Open a login shell on another machine, at a terminal
 ///
@@ -24,6 +24,8 @@ pub(crate) struct ShellFlags {
     /// The remote user (the same as user@ in TARGET)
     #[arg(long, short = 'l', value_name = "NAME")]
     user: Option<String>,
+    #[command(flatten)]
+    patience: PatienceFlags,
     #[command(flatten)]
     connect: ConnectFlags,
 }
@@ -48,6 +50,7 @@ pub(crate) async fn shell(flags: ShellFlags, quiet: bool) -> anyhow::Result<Exit
         pty: true,
         stderr_pipe: false,
         detach: DetachFlags::default(),
+        patience: flags.patience,
         connect: flags.connect,
     };
     login(flags, quiet).await

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::file;
+use super::file::{self, Milliseconds};
 
 /// What to do with a host key that nothing is known about.
 #[derive(
@@ -20,6 +20,16 @@ pub(crate) enum Trust {
     New,
     /// Refuse it.
     Strict,
+}
+
+/// What a server does with a job when nobody comes back for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnDisconnect {
+    /// Keep it for the grace time.
+    Keep,
+    /// End the whole tree at once.
+    Kill,
 }
 
 /// What is set for one host, or for all.
@@ -39,6 +49,12 @@ pub(crate) struct HostSettings {
     pub(crate) secret: Option<PathBuf>,
     /// See [`Trust`].
     pub(crate) trust: Option<Trust>,
+    /// See [`OnDisconnect`].
+    pub(crate) on_disconnect: Option<OnDisconnect>,
+    /// How long a job is kept when the line breaks, and one tries to get back to it.
+    pub(crate) grace: Option<Milliseconds>,
+    /// How long the line may be silent.
+    pub(crate) silence: Option<Milliseconds>,
 }
 
 /// `config.toml`.
@@ -58,6 +74,9 @@ struct ClientFile {
     identity: Vec<PathBuf>,
     secret: Option<PathBuf>,
     trust: Option<Trust>,
+    on_disconnect: Option<OnDisconnect>,
+    grace: Option<Milliseconds>,
+    silence: Option<Milliseconds>,
     #[serde(default)]
     host: BTreeMap<String, HostSettings>,
 }
@@ -99,6 +118,9 @@ impl ClientConfig {
             identity: file.identity,
             secret: file.secret,
             trust: file.trust,
+            on_disconnect: file.on_disconnect,
+            grace: file.grace,
+            silence: file.silence,
         };
         let hosts = file.host.into_iter().map(|(name, host)| {
             if name.is_empty() || name == "local" || name.contains([':', '@', '/', '[', ' ']) {
@@ -129,6 +151,9 @@ impl ClientConfig {
             },
             secret: host.secret.or(defaults.secret),
             trust: host.trust.or(defaults.trust),
+            on_disconnect: host.on_disconnect.or(defaults.on_disconnect),
+            grace: host.grace.or(defaults.grace),
+            silence: host.silence.or(defaults.silence),
         }
     }
 }
@@ -174,6 +199,12 @@ mod tests {
         assert_eq!(host.identity, [PathBuf::from("/home/ann/.ssh/ci_ed25519")]);
         assert_eq!(host.trust, Some(Trust::Strict));
         assert!(host.secret.is_some());
+        assert_eq!(host.on_disconnect, Some(OnDisconnect::Kill));
+        assert_eq!(host.silence, Some(Milliseconds(60_000)));
+        let other = all.settings("other");
+        assert_eq!(other.on_disconnect, Some(OnDisconnect::Keep));
+        assert_eq!(host.grace, other.grace);
+        assert_eq!(other.grace, Some(Milliseconds(600_000)));
         assert_eq!(all.settings("other").trust, Some(Trust::Ask));
     }
 
@@ -200,6 +231,8 @@ mod tests {
         );
         assert!(error("trust = \"always\"").starts_with("config.toml:1: "));
         assert!(error("port = 65536").starts_with("config.toml:1: "));
+        assert!(error("on_disconnect = \"wait\"").starts_with("config.toml:1: "));
+        assert!(error("grace = \"10\"").contains("a duration is"));
         assert!(error("port = 0").contains("port 0"));
         assert!(error("[host.local]").starts_with("host.local: "));
         assert!(error("[host.\"a:b\"]").starts_with("host.a:b: "));

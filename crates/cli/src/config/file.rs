@@ -134,7 +134,13 @@ fn distance(from: &str, to: &str) -> usize {
 
 /// A duration in a file: a string such as `"20s"`; kept in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Milliseconds(pub(super) u64);
+pub(crate) struct Milliseconds(pub(super) u64);
+
+impl Milliseconds {
+    pub(crate) fn time(self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0)
+    }
+}
 
 impl<'de> Deserialize<'de> for Milliseconds {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {

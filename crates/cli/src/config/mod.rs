@@ -13,8 +13,8 @@ mod server;
 mod server_file;
 mod show;
 
-pub(crate) use client::{ClientConfig, HostSettings, Trust};
-pub(crate) use file::{ConfigError, read_required};
+pub(crate) use client::{ClientConfig, HostSettings, OnDisconnect, Trust};
+pub(crate) use file::{ConfigError, Milliseconds, read_required};
 pub(crate) use flags::ServeFlags;
 pub(crate) use gate::GateConfig;
 pub(crate) use machine::session_dirs;

@@ -155,8 +155,6 @@ fn the_next_server_takes_the_jobs_over() {
     gate.ends();
     assert_eq!(server.port(), port, "the same socket");
     assert_eq!(waiting.wait_with_output().unwrap().stdout, b"served\n");
-    let (status, said) = tree.end();
-    assert_eq!(status, Some(255), "{said}");
     let live = jobs(&server);
     let of = |command: &str| {
         let named = |job: &&Value| job["command"].as_str().unwrap().contains(command);
@@ -167,6 +165,10 @@ fn the_next_server_takes_the_jobs_over() {
     kill(&server, of("setsid"));
     shell.ends();
     sleeper.ends();
+    // Its client has come back, and is told what is known.
+    let (status, said) = tree.end();
+    assert_eq!(status, Some(255), "{said}");
+    assert!(said.contains("[lost]"), "{said}");
     // Its pipes are open: it says what it has to say, and ends as it wanted to.
     signal.give();
     led.process.ends();
@@ -215,10 +217,12 @@ fn keepers_that_are_killed_again_and_again() {
 #[test]
 fn both_are_killed() {
     let mut server = logged();
-    let mut tree = Client::start(&server, TREE);
+    // Whoever comes back would wait for a server at this address.
+    let stays = ["-n", "--on-disconnect", "kill"];
+    let mut tree = Client::start_with(&server, &stays, TREE);
     let (shell, sleeper) = (tree.process(), tree.process());
     let signal = Signal::new(&server, "go");
-    let led = Led::start(&server, &signal, "exit 0");
+    let led = Led::start_with(&server, &stays, &signal, "exit 0");
     let gate = gate_of(&server);
     server.signal(KILL);
     server.wait();
@@ -298,12 +302,14 @@ fn what_the_next_server_does_not_want_is_let_go() {
     // The same socket by another name: it can be made once the old one is closed.
     let renamed = format!("unix:{}/./socket", server.dir().display());
     server.restart_with(&["--listen", "tcp://127.0.0.1:0", "--listen", &renamed]);
-    let (status, said) = client.end();
-    assert_eq!(status, Some(255), "{said}");
     assert_eq!(server.port(), port);
     assert!(std::net::TcpStream::connect(unwanted).is_err());
     std::os::unix::net::UnixStream::connect(socket).unwrap();
     assert!(server.run(&["-n"], &["true"]).status().unwrap().success());
-    kill(&server, &jobs(&server).pop().unwrap());
+    let all = jobs(&server);
+    let running = all.iter().find(|job| outcome(job) == "none");
+    kill(&server, running.unwrap());
     process.ends();
+    let (status, said) = client.end();
+    assert_eq!(status, Some(255), "{said}");
 }

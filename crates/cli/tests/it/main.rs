@@ -1,6 +1,7 @@
 //! Tests of the program as a whole: real processes, real sockets, real peers.
 
 mod attached;
+mod comeback;
 mod cp;
 mod definitions;
 mod detached;

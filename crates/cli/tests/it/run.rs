@@ -335,10 +335,11 @@ fn the_first_interrupt_is_the_programs_the_second_is_ours() {
 }
 
 #[test]
-fn a_client_that_is_killed_takes_its_job_with_it() {
+fn a_client_that_is_killed_takes_its_job_with_it_where_that_is_asked_for() {
     let server = Server::start();
+    let script = "setsid sleep 1000 & echo $!; wait";
     let mut running =
-        Running::start(server.run(&[], &["sh", "-c", "setsid sleep 1000 & echo $!; wait"]));
+        Running::start(server.run(&["--on-disconnect", "kill"], &["sh", "-c", script]));
     let pid = running.pid();
     running.signal(9);
     assert_eq!(running.end().0, None);

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
+use crate::faults::way::Way;
+use crate::hostile::witness::gate_of;
 use crate::openssh::{ended, let_in, public};
 use crate::run::wait_gone;
 use crate::server::{Server, signal_process};
@@ -154,8 +156,8 @@ fn signals_go_to_the_program_in_front() {
 #[test]
 fn the_modes_come_back_however_it_ends() {
     let script = "echo $$ in; exec sleep 1000";
-    let begin = |server: &Server| {
-        let mut at = Terminal::start(&with_pty(server, &[], script));
+    let begin = |server: &Server, flags: &[&str]| {
+        let mut at = Terminal::start(&with_pty(server, flags, script));
         let pid: i32 = at.expect(" in\r\n").trim().parse().unwrap();
         assert!(!at.echoes() && !at.is_cooked());
         (at, pid)
@@ -165,28 +167,76 @@ fn the_modes_come_back_however_it_ends() {
     let asked = [libc::SIGTERM, libc::SIGHUP];
     let others = [libc::SIGALRM, libc::SIGXCPU, libc::SIGIO, libc::SIGPWR];
     for signal in asked.into_iter().chain(others) {
-        let (at, pid) = begin(&server);
+        let (at, pid) = begin(&server, &[]);
         signal_process(at.pid(), signal);
         let (status, shown) = at.end_cooked();
         assert_eq!(status.code(), Some(128 + signal), "{shown}");
         wait_gone(pid);
     }
-    let (mut at, pid) = begin(&server);
+    let (mut at, pid) = begin(&server, &[]);
     at.type_in("\r~.");
     let (status, shown) = at.end_cooked();
     assert_eq!(status.code(), Some(130), "{shown}");
     assert!(shown.contains("[left]"), "{shown}");
     wait_gone(pid);
     // The line breaks.
-    let (at, pid) = begin(&server);
-    let children = server.children();
-    let gate = children
-        .iter()
-        .find(|(_, command)| command.contains("gate"));
-    signal_process(gate.unwrap().0, 9);
+    let (at, pid) = begin(&server, &["--on-disconnect", "kill"]);
+    signal_process(gate_of(&server), 9);
     let (status, shown) = at.end_cooked();
     assert_eq!(status.code(), Some(255), "{shown}");
     assert!(shown.contains("bowline: "), "{shown}");
+    wait_gone(pid);
+}
+
+#[test]
+fn a_terminal_goes_on_over_another_line() {
+    let server = Server::start();
+    let script = "trap 'stty size' WINCH; echo ready; \
+        while :; do read line || continue; [ $line = go ] && exit 6; echo \"<$line>\"; done";
+    let mut at = Terminal::start(&with_pty(&server, &[], &format!("read x; {script}")));
+    at.resize(101, 33);
+    at.type_in("x\r");
+    at.expect("ready");
+    signal_process(gate_of(&server), 9);
+    // Before or after it is noticed.
+    at.type_in("one\r");
+    at.expect("the connection is lost");
+    at.expect("connected again after");
+    // Its window changes and changes back, so that it draws anew.
+    at.expect("33 101");
+    at.type_in("two\r");
+    at.expect("<two>");
+    at.type_in("go\r");
+    let (status, shown) = at.end_cooked();
+    assert_eq!(status.code(), Some(6), "{shown}");
+    assert!(shown.contains("<one>"), "{shown}");
+}
+
+#[test]
+fn keys_are_for_us_also_while_there_is_no_line() {
+    let server = Server::start();
+    let way = Way::to(server.port().unwrap());
+    let target = way.target();
+    let mut command = server.command(&["run", "--trust", "new", "--pty", "--silence", "400ms"]);
+    command.args([&target, "--", "sh", "-c", "echo $$ in; exec cat"]);
+    let mut at = Terminal::start(&command);
+    let pid = at.expect(" in\r\n");
+    let pid: i32 = pid.lines().last().unwrap().parse().unwrap();
+    way.freeze();
+    at.expect("the connection is lost");
+    at.type_in("typed\r~?");
+    at.expect("send a ~");
+    way.thaw();
+    at.expect("connected again after");
+    at.expect("typed\r\n");
+    way.freeze();
+    at.expect("the connection is lost");
+    at.type_in("\r~.");
+    let (status, shown) = at.end_cooked();
+    assert_eq!(status.code(), Some(130), "{shown}");
+    assert!(shown.contains("[left]"), "{shown}");
+    // The server has not been told, and keeps it for its time.
+    signal_process(pid as u32, 9);
     wait_gone(pid);
 }
 

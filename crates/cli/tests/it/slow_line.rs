@@ -6,19 +6,24 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Listens for one connection, which is carried to `to`; gives the port.
+/// Listens for connections, which are carried to `to`; gives the port.
 pub(crate) fn slow_line(to: u16, delay: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
-        let (near, _) = listener.accept().unwrap();
-        let far = TcpStream::connect(("127.0.0.1", to)).unwrap();
-        for socket in [&near, &far] {
-            socket.set_nodelay(true).unwrap();
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            // One that nobody takes is sent away too.
+            let Ok(far) = TcpStream::connect(("127.0.0.1", to)) else {
+                continue;
+            };
+            for socket in [&near, &far] {
+                socket.set_nodelay(true).unwrap();
+            }
+            let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            carry(near, far, delay);
+            carry(far_too, near_too, delay);
         }
-        let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        carry(near, far, delay);
-        carry(far_too, near_too, delay);
     });
     port
 }

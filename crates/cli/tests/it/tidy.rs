@@ -45,12 +45,6 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[(
     "the delay of a slow line",
 )];
 
-/// Sources whose words still go through `eprintln!`.
-const STILL_PANICKING: &[&str] = &[
-    "crates/cli/src/cmd/run/mod.rs",
-    "crates/cli/src/cmd/run/relay.rs",
-];
-
 /// Documents that are linked to before they are written.
 const DOCUMENTS_TO_COME: &[&str] = &[];
 
@@ -322,7 +316,7 @@ fn words_go_where_a_full_disk_ends_nothing() {
         let words = ["eprintln", "eprint", "println"];
         let found =
             words.iter().any(|word| source::word_in(&code, word)) || code.contains(" print!(");
-        if found != STILL_PANICKING.contains(&source.path.as_str()) {
+        if found {
             wrong.push(source.path.clone());
         }
     }

@@ -8,7 +8,7 @@ use bowline_proto::id::JobId;
 use bowline_proto::message::{Exit, SpoolPolicy};
 use bowline_proto::outcome::{Happened, Outcome};
 
-use super::{RunFlags, tell};
+use super::{RunFlags, report_to_all};
 use crate::cmd::dial::Dialer;
 use crate::exit;
 use crate::inherited;
@@ -85,7 +85,7 @@ pub(super) async fn run(
         Ok(Answer::Over(exit)) => Report::new(exit, &flags.target, job),
         Err((error, asked)) => Report::without_exit(unknown(&error, asked), &flags.target, job),
     };
-    tell(&report, false, status, quiet);
+    report_to_all(&report, false, status, quiet);
     Ok(ExitCode::from(report.outcome.exit_status()))
 }
 

@@ -61,6 +61,13 @@ impl Encoder {
         line.push(b'\n');
         line.into()
     }
+
+    /// The stream goes on at a later offset; gives what was kept of a character as a line.
+    pub(super) fn skip_to(&mut self, offset: u64) -> Bytes {
+        let cut = self.piece(&[], true);
+        self.offset = offset;
+        cut
+    }
 }
 
 /// How many bytes at the end are the beginning of a character.

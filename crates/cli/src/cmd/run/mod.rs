@@ -2,7 +2,11 @@
 
 mod detach;
 mod escapes;
+mod follow;
 mod json;
+mod line;
+mod outage;
+mod output;
 mod relay;
 mod signals;
 mod sink;
@@ -17,20 +21,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bowline::client::{ClientError, Connection, StartRequest};
-use bowline::driver::WireError;
-use bowline_proto::id::{Channel, JobId};
+use bowline::client::StartRequest;
 use bowline_proto::message::Pty;
-use bowline_proto::outcome::{Happened, Outcome};
 
 pub(super) use self::detach::DetachFlags;
-use self::relay::Relay;
-use self::signals::Signals;
+pub(crate) use self::follow::PatienceFlags;
+pub(in crate::cmd) use self::follow::{Errand, Follower};
+pub(in crate::cmd) use self::relay::{Relay, Wiring};
 use super::dial::{ConnectFlags, Dialer};
 use crate::duration;
 use crate::exit;
 use crate::inherited;
 use crate::report::Report;
+use crate::stderr::tell;
 
 /// Run a command on another machine
 #[derive(Clone, Debug, clap::Args)]
@@ -78,6 +81,8 @@ pub(crate) struct RunFlags {
     #[command(flatten)]
     pub(crate) detach: DetachFlags,
     #[command(flatten)]
+    pub(crate) patience: PatienceFlags,
+    #[command(flatten)]
     pub(crate) connect: ConnectFlags,
 }
 
@@ -90,7 +95,7 @@ pub(crate) async fn run(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCode
     if flags.detach.detach {
         return detach::run(flags, &request, quiet).await;
     }
-    follow(flags, &request, quiet).await
+    follow(flags, request, quiet).await
 }
 
 /// The same with the account's login shell as the program.
@@ -102,79 +107,39 @@ pub(super) async fn login(flags: RunFlags, quiet: bool) -> anyhow::Result<ExitCo
         login: true,
         ..request(&flags)?
     };
-    follow(flags, &request, quiet).await
+    follow(flags, request, quiet).await
 }
 
-async fn follow(flags: RunFlags, request: &StartRequest, quiet: bool) -> anyhow::Result<ExitCode> {
+async fn follow(flags: RunFlags, request: StartRequest, quiet: bool) -> anyhow::Result<ExitCode> {
     let status = flags.status_fd.map(inherited::take).transpose();
     let status = status.context("--status-fd")?;
     let job = exit::fresh_job_id()?;
-    let mut relay = Relay::new(!flags.no_stdin, flags.json, flags.pty).context("stdin")?;
+    let wiring = Wiring {
+        stdin: !flags.no_stdin,
+        json: flags.json,
+        pty: flags.pty,
+        ..Wiring::default()
+    };
+    let mut relay = Relay::new(wiring).context("stdin")?;
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
-    let report = attempts(&mut dialer, request, job, &mut relay).await;
-    let report = match report {
+    let errand = Errand::Start(request);
+    let patience = flags.patience.patience(dialer.settings());
+    let follower = Follower::new(
+        &mut dialer,
+        &mut relay,
+        (job, &errand),
+        patience,
+        (&flags.target, quiet),
+    );
+    let report = match follower.follow().await {
         Ok(exit) => Report::new(exit, &flags.target, job),
-        Err((error, started)) => Report::without_exit(failed(&error, started), &flags.target, job),
+        Err(failed) => Report::without_exit(failed.outcome(), &flags.target, job),
     };
     // Its terminal is as it was before anything is said.
     drop(relay);
     dialer.finish();
-    tell(&report, flags.json, status, quiet);
+    report_to_all(&report, flags.json, status, quiet);
     Ok(ExitCode::from(report.outcome.exit_status()))
-}
-
-/// Starts the job and follows it; again, where the line breaks before it has started.
-async fn attempts(
-    dialer: &mut Dialer,
-    request: &StartRequest,
-    job: JobId,
-    relay: &mut Relay,
-) -> Result<bowline_proto::message::Exit, (ClientError, bool)> {
-    // Until there is a connection, a signal does to this process what it does to any.
-    let mut signals = None;
-    loop {
-        let error = match dialer.dial().await {
-            Err(error) => error,
-            Ok(mut connection) => {
-                let signals = match &mut signals {
-                    Some(signals) => signals,
-                    None => signals.insert(
-                        Signals::new(request.pty.is_some())
-                            .map_err(|error| (WireError::from(error).into(), false))?,
-                    ),
-                };
-                match start(&mut connection, job, request).await {
-                    Err(error) => return Err((error, false)),
-                    Ok(channel) => match relay.follow(&mut connection, channel, signals).await {
-                        Ok(exit) => return Ok(exit),
-                        Err(error) => error,
-                    },
-                }
-            }
-        };
-        // An earlier attempt had reached the keeper, and only its answer was lost.
-        let started = relay.started() || (dialer.was_broken() && error.code() == "duplicate_job");
-        if started {
-            return Err((error, true));
-        }
-        let Some(pause) = dialer.pause_before_another(&error) else {
-            return Err((error, false));
-        };
-        tokio::time::sleep(pause).await;
-        relay.rewind();
-    }
-}
-
-/// Asks for the job, of a server that can do what is asked.
-async fn start(
-    connection: &mut Connection,
-    job: JobId,
-    request: &StartRequest,
-) -> Result<Channel, ClientError> {
-    if request.pty.is_some() && !connection.has_terminals().await? {
-        return Err(ClientError::NoTerminals);
-    }
-    connection.start(job, request)
 }
 
 /// A terminal like our own. Without one it is a terminal all the same: it was asked for.
@@ -212,7 +177,6 @@ fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
         detach: flags.detach.detach,
         spool: flags.detach.policy(),
         spool_bytes: flags.detach.spool_bytes,
-        // A drop ends the tree, for as long as this command does not resume.
         ..StartRequest::default()
     })
 }
@@ -246,35 +210,24 @@ fn variable_of(text: &OsString) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// The outcome of a job that the server said nothing final about.
-fn failed(error: &ClientError, started: bool) -> Outcome {
-    let mut outcome = error.outcome();
-    let mut message = exit::chain(error);
-    if started {
-        outcome = Happened::Unreachable;
-        message.push_str("; the job had started, and what became of it is not known");
-    }
-    Outcome::failed(outcome, error.code(), message)
-}
-
 /// Tells the outcome to whoever wants it.
-fn tell(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
+fn report_to_all(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
     if json {
         let _ = std::io::stdout().write_all(&report.line());
     }
     if let Some(fd) = status
         && let Err(error) = report.write_to(fd)
     {
-        eprintln!("bowline: --status-fd: {error} [status_fd_failed]");
+        tell!("bowline: --status-fd: {error} [status_fd_failed]");
     }
     if quiet {
         return;
     }
     if let Some(sentence) = report.sentence() {
-        eprintln!("bowline: {sentence}");
+        tell!("bowline: {sentence}");
         let code = report.outcome.error.as_deref().unwrap_or_default();
         if let Some(hint) = exit::hint(code, &report.host) {
-            eprintln!("  hint: {hint}");
+            tell!("  hint: {hint}");
         }
     }
 }

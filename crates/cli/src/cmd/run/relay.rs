@@ -1,56 +1,68 @@
-//! The loop of `bowline run`: between one job on a connection and the client's
-//! own streams and signals.
+//! The loop of `bowline run`: between one job and the client's own streams and
+//! signals, over all lines that the job is followed on.
 //!
 //! Waiting chooses one thing that happened; a plain function then acts on it.
 
 use std::io::{self, Write as _};
-use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bowline::client::{ClientError, Connection, Happening};
+use bowline::client::{ClientError, Happening};
 use bowline_proto::frame::Stream;
-use bowline_proto::id::Channel;
-use bowline_proto::message::{Exit, Signal};
+use bowline_proto::message::{Exit, Resize, Started};
 use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::PutError;
-use bytes::Bytes;
+use tokio::time::Sleep;
 
 use super::escapes::{Asked, HELP};
-use super::json::Encoder;
-use super::signals::{self, Signals};
-use super::sink::{Sink, Written};
+use super::line::Line;
+use super::outage::Outage;
+use super::output::Output;
+use super::signals::{self, Forwarding, Signals};
+use super::sink::{Written, close_own};
 use super::stdin::{READS_MAX, Stdin};
 use super::tty::{self, RawMode};
+use crate::stderr::tell;
 
-/// How long one who leaves waits for the line to take the last word.
-const LEAVE_TIME: Duration = Duration::from_secs(1);
+/// How long a terminal keeps the wrong size, so that the program sees it change twice.
+const REDRAW_TIME: Duration = Duration::from_millis(100);
 
-/// The client's side of a job, over all attempts to start it.
+/// What the client's own streams are for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::cmd) struct Wiring {
+    /// Our stdin is the job's.
+    pub(in crate::cmd) stdin: bool,
+    /// Output is written as JSON lines.
+    pub(in crate::cmd) json: bool,
+    /// The job has a terminal.
+    pub(in crate::cmd) pty: bool,
+    /// Output may have gaps: the job's policy permits that some of it is dropped.
+    pub(in crate::cmd) gaps: bool,
+    /// The job may be somebody else's too: it is not ended when this client leaves, or nobody
+    /// reads its output any more.
+    pub(in crate::cmd) shared: bool,
+    /// Stdout and stderr, where they are not asked for and so do not come.
+    pub(in crate::cmd) unwanted: [bool; 2],
+}
+
+/// The client's side of a job.
 #[derive(Debug)]
-pub(super) struct Relay {
+pub(in crate::cmd) struct Relay {
+    wiring: Wiring,
     stdin: Option<Stdin>,
     stdout: Output,
     stderr: Output,
     written: Arc<Written>,
-    json: bool,
     started: bool,
     interrupts: u32,
+    forwarding: Forwarding,
     exit: Option<Exit>,
-    /// The job has a terminal.
-    pty: bool,
-    /// Our own, where stdin is one and the job's keys come from it.
+    over: bool,
+    /// Our own terminal, where stdin is one and the job's keys come from it.
     raw: Option<RawMode>,
-}
-
-/// One of the job's output streams.
-#[derive(Debug)]
-struct Output {
-    sink: Sink,
-    json: Option<Encoder>,
-    received: u64,
-    ended: bool,
-    closed: bool,
+    /// When the job's terminal gets its right size again.
+    redraw: Option<Pin<Box<Sleep>>>,
 }
 
 /// What there is to act on.
@@ -59,180 +71,239 @@ enum Next {
     Signal(i32),
     Stdin,
     Written,
+    Redraw,
 }
 
 impl Relay {
     /// # Errors
     /// As dup(2), for stdin.
-    pub(super) fn new(with_stdin: bool, json: bool, pty: bool) -> io::Result<Self> {
+    pub(in crate::cmd) fn new(wiring: Wiring) -> io::Result<Self> {
         let written = Arc::new(Written::default());
-        let stdout = rustix::stdio::stdout();
-        let stderr = if json {
-            stdout
-        } else {
-            rustix::stdio::stderr()
-        };
-        let output = |fd, stream| Output {
-            sink: Sink::new(fd, written.clone()),
-            json: json.then(|| Encoder::new(stream)),
-            received: 0,
-            ended: false,
-            closed: false,
-        };
+        let Wiring { json, .. } = wiring;
+        let [stdout, stderr] = [rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let stderr = if json { stdout } else { stderr };
         Ok(Self {
-            stdin: if with_stdin {
-                Some(Stdin::open()?)
-            } else {
-                None
+            stdin: match wiring.stdin {
+                true => Some(Stdin::open()?),
+                false => None,
             },
-            stdout: output(stdout, Stream::Stdout),
-            stderr: output(stderr, Stream::Stderr),
+            stdout: Output::new(Stream::Stdout, stdout, json, written.clone()),
+            stderr: Output::new(Stream::Stderr, stderr, json, written.clone()),
             written,
-            json,
             started: false,
             interrupts: 0,
+            forwarding: Forwarding::default(),
             exit: None,
-            pty,
-            raw: match pty && with_stdin {
+            over: false,
+            raw: match wiring.pty && wiring.stdin {
                 true => RawMode::new()?,
                 false => None,
             },
+            redraw: None,
+            wiring,
         })
     }
 
-    /// Whether the server has said that the program runs, so that a start must
-    /// not be tried again.
+    /// Whether the server has said that the program runs, so that it is to be attached to and
+    /// not started again.
     pub(super) fn started(&self) -> bool {
         self.started
     }
 
-    /// Makes ready for another attempt.
-    pub(super) fn rewind(&mut self) {
-        if let Some(stdin) = &mut self.stdin {
-            stdin.rewind();
+    /// The offsets behind the last bytes of stdout and stderr that came.
+    pub(super) fn received(&self) -> [u64; 2] {
+        [self.stdout.received(), self.stderr.received()]
+    }
+
+    /// Whether the outcome came, and its output is written.
+    pub(super) fn is_at_its_end(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn has_terminal(&self) -> bool {
+        self.wiring.pty
+    }
+
+    /// Whether our own terminal is the program's, and nobody's lines begin at its left.
+    pub(super) fn is_raw(&self) -> bool {
+        self.raw.is_some() && self.started
+    }
+
+    /// Makes ready for a line on which the job is about to be asked for.
+    ///
+    /// # Errors
+    /// [`ClientError::InputLost`].
+    pub(super) fn begin_line(&mut self, line: &Line) -> Result<(), ClientError> {
+        self.stdout.begin_line();
+        self.stderr.begin_line();
+        self.forwarding.line_lost();
+        match &mut self.stdin {
+            // How far it has come is told by `started`; a start begins anew.
+            Some(stdin) if !line.attached => Ok(stdin.go_on_at(0)?),
+            _ => Ok(()),
         }
     }
 
-    /// Stays with the job on `channel` until its outcome is known and its
-    /// output is written.
+    /// Stays with the job on a line until its outcome is known and its output is written.
     ///
     /// # Errors
-    /// [`ClientError`] where the connection ended before the outcome came.
+    /// [`ClientError`] where the line ended before the outcome came.
     pub(super) async fn follow(
         &mut self,
-        connection: &mut Connection,
-        channel: Channel,
+        line: &mut Line,
         signals: &mut Signals,
+        outage: &mut Outage,
     ) -> Result<Exit, ClientError> {
         loop {
             if let Some(exit) = self.done() {
                 return Ok(exit);
             }
-            let next = self.next(connection, channel, signals).await;
-            if let Some(exit) = self.apply(connection, channel, next)? {
-                // Who leaves does not wait for a line that is dead.
-                let _ = tokio::time::timeout(LEAVE_TIME, connection.flush()).await;
+            let next = self.next(line, signals).await;
+            if let Some(exit) = self.apply(line, outage, next)? {
                 return Ok(exit);
             }
         }
     }
 
-    async fn next(
-        &mut self,
-        connection: &mut Connection,
-        channel: Channel,
-        signals: &mut Signals,
-    ) -> Next {
+    async fn next(&mut self, line: &mut Line, signals: &mut Signals) -> Next {
         let over = self.exit.is_some();
         // What is typed ahead waits in the terminal until it is raw.
         let typed_ahead = self.raw.is_some() && !self.started;
-        let stdin = match &self.stdin {
-            Some(stdin)
-                if !over && !typed_ahead && stdin.is_open() && connection.room(channel) > 0 =>
-            {
-                Some(stdin)
-            }
-            _ => None,
-        };
+        let stdin = self.stdin.as_ref();
+        let stdin = stdin.filter(|stdin| !over && !typed_ahead && stdin.is_open());
+        let stdin = stdin.filter(|_| line.room() > 0);
+        let redraw = self.redraw.as_mut().map(Pin::as_mut);
+        let drawing = redraw.is_some();
         tokio::select! {
             signal = signals.next() => Next::Signal(signal),
             () = self.written.changed() => Next::Written,
             () = self.stdout.sink.writable(), if self.stdout.sink.is_waiting() => Next::Written,
             () = self.stderr.sink.writable(), if self.stderr.sink.is_waiting() => Next::Written,
-            happening = connection.next(), if !over => Next::Server(happening),
-            () = readable(stdin), if stdin.is_some() => Next::Stdin,
+            happening = line.next(), if !over => Next::Server(happening),
+            () = or_never(stdin.map(Stdin::readable)), if stdin.is_some() => Next::Stdin,
+            () = or_never(redraw), if drawing => Next::Redraw,
+        }
+    }
+
+    /// Does some work while there is no line that the job is followed on, and looks after our
+    /// own streams meanwhile. Gives an outcome instead where the client leaves.
+    pub(super) async fn meanwhile<T>(
+        &mut self,
+        signals: &mut Signals,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Exit> {
+        let mut work = pin!(work);
+        loop {
+            let keys = self.stdin.as_ref().filter(|stdin| stdin.listens());
+            let next = tokio::select! {
+                done = &mut work => return Ok(done),
+                signal = signals.next() => Next::Signal(signal),
+                () = self.written.changed() => Next::Written,
+                () = self.stdout.sink.writable(), if self.stdout.sink.is_waiting() => Next::Written,
+                () = self.stderr.sink.writable(), if self.stderr.sink.is_waiting() => Next::Written,
+                () = or_never(keys.map(Stdin::typed)), if keys.is_some() => Next::Stdin,
+            };
+            if let Some(exit) = self.apply_alone(&next) {
+                return Err(exit);
+            }
+        }
+    }
+
+    fn apply_alone(&mut self, next: &Next) -> Option<Exit> {
+        match next {
+            Next::Signal(signal) => self.signal(None, *signal),
+            Next::Stdin => {
+                if !self.stdin.as_mut()?.listen() {
+                    // A key too many for what a terminal holds.
+                    let _ = io::stderr().write_all(b"\x07");
+                }
+                self.asked(None)
+            }
+            Next::Written => {
+                self.pump();
+                None
+            }
+            Next::Server(_) | Next::Redraw => None,
         }
     }
 
     /// Acts on one thing. Gives an outcome where the client leaves at once.
     fn apply(
         &mut self,
-        connection: &mut Connection,
-        channel: Channel,
+        line: &mut Line,
+        outage: &mut Outage,
         next: Next,
     ) -> Result<Option<Exit>, ClientError> {
         match next {
-            Next::Server(happening) => self.happened(connection, channel, happening?)?,
+            Next::Server(happening) => self.happened(line, outage, happening?)?,
             Next::Signal(signal) => {
-                if let Some(exit) = self.signal(connection, channel, signal) {
+                if let Some(exit) = self.signal(Some(line), signal) {
                     return Ok(Some(exit));
                 }
             }
             Next::Stdin => {
-                self.send_stdin(connection, channel);
-                if let Some(exit) = self.asked(connection, channel) {
+                self.send_stdin(line);
+                if let Some(exit) = self.asked(Some(line)) {
                     return Ok(Some(exit));
                 }
             }
-            Next::Written => {
-                self.stdout.sink.pump();
-                self.stderr.sink.pump();
+            Next::Written => self.pump(),
+            Next::Redraw => {
+                self.redraw = None;
+                resize(line);
             }
         }
-        self.account(connection, channel);
+        self.account(line);
+        let unread = self.stdout.sink.failure().is_some() || self.stderr.sink.failure().is_some();
+        if self.wiring.shared && unread && self.exit.is_none() {
+            let gone = ("output_closed", "nobody reads the output any more");
+            return Ok(Some(self.leave(Some(line), 0, None, Some(gone))));
+        }
         Ok(None)
+    }
+
+    fn pump(&mut self) {
+        self.stdout.sink.pump();
+        self.stderr.sink.pump();
     }
 
     fn happened(
         &mut self,
-        connection: &mut Connection,
-        channel: Channel,
+        line: &mut Line,
+        outage: &mut Outage,
         happening: Happening,
     ) -> Result<(), ClientError> {
         match happening {
-            Happening::Started(at, started) if at == channel => {
+            Happening::Started(at, started) if line.is_of(at) => {
                 tracing::info!(pid = started.pid, "started");
-                self.started = true;
-                if let Some(stdin) = &mut self.stdin {
-                    stdin.started();
-                    if self.raw.is_some() {
-                        stdin.watch_for_escapes();
-                    }
-                }
-                if let Some(raw) = &mut self.raw {
-                    raw.enter();
-                }
-                if self.pty {
-                    // The window may have changed since the start was asked for.
-                    resize(connection, channel);
-                }
+                self.begun(line, &started)?;
+                outage.is_over(self.is_raw());
             }
             Happening::Output {
                 channel: at,
                 stream,
                 bytes,
                 end,
-            } if at == channel => self.output(stream, bytes, end),
-            Happening::Room(at) if at == channel && connection.stdin_is_closed(channel) => {
-                self.close_stdin();
+            } if line.is_of(at) => {
+                if let Some(output) = self.output(stream) {
+                    output.take(bytes, end);
+                }
             }
-            Happening::Exit(at, exit) if at == channel => {
+            Happening::Gap(at, gap) if line.is_of(at) => {
+                let gaps = self.wiring.gaps;
+                if let Some(output) = self.output(gap.stream) {
+                    output.go_on_at(gap.offset, gaps)?;
+                }
+            }
+            Happening::Room(at) if line.is_of(at) => self.room(line),
+            Happening::Exit(at, exit) if line.is_of(at) => {
                 self.exit = Some(self.checked(exit));
-                connection.close(channel);
+                line.close();
             }
-            Happening::Refused(at, refused) if at == channel => {
+            Happening::Refused(at, refused) if line.is_of(at) => {
                 return Err(ClientError::Refused(refused));
             }
+            Happening::Pong(pong) => self.forwarding.confirmed(pong.id),
             Happening::Bye(bye) => {
                 tracing::info!(
                     code = bye.code,
@@ -245,39 +316,96 @@ impl Relay {
         Ok(())
     }
 
-    fn output(&mut self, stream: Stream, bytes: Bytes, end: bool) {
-        let output = match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-            Stream::Stdin => return,
-        };
-        let counts = bytes.len() as u64;
-        output.received = output.received.saturating_add(counts);
-        output.ended |= end;
-        let text = match &mut output.json {
-            None => bytes,
-            Some(json) => json.piece(&bytes, end),
-        };
-        if !text.is_empty() || counts > 0 {
-            output.sink.put(text, counts);
+    /// The program runs, and the job's streams go on where `started` says.
+    fn begun(&mut self, line: &mut Line, started: &Started) -> Result<(), ClientError> {
+        line.answered = true;
+        // Who attaches to a job of somebody else takes it as it is.
+        let gaps = self.wiring.gaps || (line.attached && !self.started);
+        self.started = true;
+        let told = [
+            (&mut self.stdout, started.stdout),
+            (&mut self.stderr, started.stderr),
+        ];
+        for (output, offset) in told {
+            if let Some(offset) = offset {
+                output.go_on_at(offset, gaps)?;
+            }
+        }
+        if started.pty && self.raw.is_none() && self.stdin.is_some() {
+            self.raw = RawMode::new().unwrap_or_default();
+        }
+        if let Some(stdin) = &mut self.stdin {
+            match (line.attached, started.stdin_closed) {
+                (_, true) => stdin.stop(),
+                (true, false) => stdin.go_on_at(started.stdin)?,
+                (false, false) => {}
+            }
+            stdin.started(line.kept);
+            if self.raw.is_some() {
+                stdin.watch_for_escapes();
+            }
+        }
+        if let Some(raw) = &mut self.raw {
+            raw.enter();
+        }
+        self.wiring.pty |= started.pty;
+        if self.wiring.pty && line.attached {
+            self.draw_anew(line);
+        } else if self.wiring.pty {
+            // The window may have changed since the start was asked for.
+            resize(line);
+        }
+        self.forwarding.send(line);
+        Ok(())
+    }
+
+    /// Has the program draw its screen anew: the window changes and changes back.
+    fn draw_anew(&mut self, line: &mut Line) {
+        let Some(size) = tty::size() else { return };
+        if size.rows > 1 {
+            let other = Resize {
+                rows: size.rows - 1,
+                ..size
+            };
+            line.resize(&other);
+            self.redraw = Some(Box::pin(tokio::time::sleep(REDRAW_TIME)));
+        }
+    }
+
+    fn output(&mut self, stream: Stream) -> Option<&mut Output> {
+        match stream {
+            Stream::Stdout => Some(&mut self.stdout),
+            Stream::Stderr => Some(&mut self.stderr),
+            Stream::Stdin => None,
+        }
+    }
+
+    /// Some of stdin has arrived, or the program reads no more of it.
+    fn room(&mut self, line: &Line) {
+        if line.stdin_is_closed() {
+            self.close_stdin();
+        } else if let (Some(stdin), Some(acked)) = (&mut self.stdin, line.stdin_acked()) {
+            stdin.acked(acked);
         }
     }
 
     /// An outcome that does not fit the output that came is not believed.
     fn checked(&self, exit: Exit) -> Exit {
-        let came = (self.stdout.received, self.stderr.received);
+        let [stdout, stderr] = self.received();
         let has_output = !matches!(
             exit.outcome.outcome,
             Happened::NotStarted | Happened::Refused
         );
-        if has_output && came != (exit.stdout, exit.stderr) {
+        let [no_stdout, no_stderr] = self.wiring.unwanted;
+        let whole = (no_stdout || stdout == exit.stdout) && (no_stderr || stderr == exit.stderr);
+        if has_output && !whole {
             return Exit {
                 outcome: Outcome::failed(
                     Happened::Unreachable,
                     "output_incomplete",
                     format!(
-                        "the job wrote {} bytes to stdout and {} to stderr, but {} and {} came",
-                        exit.stdout, exit.stderr, came.0, came.1
+                        "the job wrote {} bytes to stdout and {} to stderr, but {stdout} and {stderr} came",
+                        exit.stdout, exit.stderr
                     ),
                 ),
                 ..exit
@@ -286,65 +414,53 @@ impl Relay {
         exit
     }
 
-    fn signal(
-        &mut self,
-        connection: &mut Connection,
-        channel: Channel,
-        signal: i32,
-    ) -> Option<Exit> {
+    fn signal(&mut self, line: Option<&mut Line>, signal: i32) -> Option<Exit> {
         match signal {
-            libc::SIGWINCH if self.pty => {
-                resize(connection, channel);
+            libc::SIGWINCH if self.wiring.pty => {
+                line.into_iter().for_each(resize);
                 return None;
             }
             libc::SIGTSTP => {
-                self.suspend(connection, channel);
+                self.suspend(line);
                 return None;
             }
             libc::SIGCONT => {
                 if let Some(raw) = &mut self.raw {
                     raw.again();
                 }
-                resize(connection, channel);
+                line.into_iter().for_each(resize);
                 return None;
             }
             // What ends the client hangs up the job.
-            _ if self.pty && signals::ends(signal) => {
-                return Some(self.leave(connection, channel, Some(signal), None));
+            _ if self.wiring.pty && signals::ends(signal) => {
+                return Some(self.leave(line, libc::SIGHUP, Some(signal), None));
             }
+            libc::SIGINT => self.interrupts += 1,
             _ => {}
         }
-        if signal == libc::SIGINT {
-            self.interrupts += 1;
+        if self.interrupts > 1 {
+            return Some(self.leave(line, signal, None, None));
         }
-        let leave = self.interrupts > 1;
-        let message = Signal {
-            signal,
-            tree: leave,
-            job: None,
-        };
         if self.exit.is_none() {
-            connection.signal(channel, &message);
+            self.forwarding.add(signal);
         }
-        leave.then(|| Exit {
-            outcome: Outcome {
-                outcome: Happened::Cancelled,
-                ..Outcome::default()
-            },
-            stdout: self.stdout.received,
-            stderr: self.stderr.received,
-            ..Exit::default()
-        })
+        if let Some(line) = line
+            && line.answered
+            && self.exit.is_none()
+        {
+            self.forwarding.send(line);
+        }
+        None
     }
 
     /// Acts on what was typed for us. Gives an outcome where we are to leave.
-    fn asked(&mut self, connection: &mut Connection, channel: Channel) -> Option<Exit> {
+    fn asked(&mut self, line: Option<&mut Line>) -> Option<Exit> {
         match self.stdin.as_mut()?.take_asked()? {
             Asked::Leave => {
                 let left = ("left", "left by ~. and hung up");
-                return Some(self.leave(connection, channel, None, Some(left)));
+                return Some(self.leave(line, libc::SIGHUP, None, Some(left)));
             }
-            Asked::Suspend => self.suspend(connection, channel),
+            Asked::Suspend => self.suspend(line),
             Asked::Help => {
                 let _ = write!(io::stderr(), "~?\r\n{HELP}");
             }
@@ -352,29 +468,36 @@ impl Relay {
         None
     }
 
-    fn suspend(&mut self, connection: &mut Connection, channel: Channel) {
+    fn suspend(&mut self, line: Option<&mut Line>) {
         match &mut self.raw {
             Some(raw) => raw.suspend(),
             None => _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP),
         }
-        resize(connection, channel);
+        line.into_iter().for_each(resize);
     }
 
-    /// Hangs up the job and gives the outcome to leave with.
+    /// Ends the job's tree and gives the outcome to leave with. Where there is no line the server
+    /// cannot be told.
     fn leave(
         &mut self,
-        connection: &mut Connection,
-        channel: Channel,
+        line: Option<&mut Line>,
+        first: i32,
         signal: Option<i32>,
         why: Option<(&str, &str)>,
     ) -> Exit {
-        if self.exit.is_none() {
-            let hang_up = Signal {
-                signal: libc::SIGHUP,
-                tree: true,
-                job: None,
-            };
-            connection.signal(channel, &hang_up);
+        let unheard = (
+            "left",
+            "left while there was no connection; the server ends the job when its grace time is over",
+        );
+        let why = match &line {
+            None if self.exit.is_none() && !self.wiring.shared => Some(unheard),
+            _ => why,
+        };
+        if let Some(line) = line
+            && self.exit.is_none()
+            && !self.wiring.shared
+        {
+            line.end_tree(first);
         }
         Exit {
             outcome: Outcome {
@@ -384,8 +507,8 @@ impl Relay {
                 message: why.map(|(_, message)| message.to_owned()),
                 ..Outcome::default()
             },
-            stdout: self.stdout.received,
-            stderr: self.stderr.received,
+            stdout: self.stdout.received(),
+            stderr: self.stderr.received(),
             ..Exit::default()
         }
     }
@@ -398,62 +521,38 @@ impl Relay {
         }
     }
 
-    fn send_stdin(&mut self, connection: &mut Connection, channel: Channel) {
+    fn send_stdin(&mut self, line: &mut Line) {
         let Some(stdin) = &mut self.stdin else {
             return;
         };
         for _ in 0..READS_MAX {
-            if !stdin.is_open() || connection.room(channel) == 0 {
+            if !stdin.is_open() || line.room() == 0 {
                 return;
             }
-            match connection.put_with(channel, |space| stdin.read(space)) {
+            match line.put_with(|space| stdin.read(space)) {
                 Ok((_, false)) => {}
                 Ok((_, true)) | Err(PutError::Closed) => return,
                 Err(PutError::Source(error)) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // What was read before it is sent, and then its end.
                 Err(PutError::Source(error)) => {
-                    eprintln!("bowline: stdin cannot be read: {error} [stdin_failed]");
-                    let _ = connection.put_with(channel, |_| Ok::<_, ()>((0, true)));
-                    return;
+                    tell!("bowline: stdin cannot be read: {error} [stdin_failed]");
                 }
             }
         }
     }
 
     /// Tells the server what has arrived; ends the job where nobody reads it any more.
-    fn account(&mut self, connection: &mut Connection, channel: Channel) {
-        for (output, stream, fd) in [
-            (&mut self.stdout, Stream::Stdout, 1),
-            (&mut self.stderr, Stream::Stderr, 2),
-        ] {
-            let arrived = output.sink.arrived();
-            if arrived > 0 {
-                connection.consumed(channel, stream, arrived);
-            }
+    fn account(&mut self, line: &mut Line) {
+        for (output, fd) in [(&mut self.stdout, 1), (&mut self.stderr, 2)] {
+            output.account(line);
             if output.sink.failure().is_some() && !output.closed {
                 output.closed = true;
-                if self.exit.is_none() {
+                if self.exit.is_none() && !self.wiring.shared {
                     // As a local program would get SIGPIPE.
-                    let signal = Signal {
-                        signal: libc::SIGPIPE,
-                        tree: true,
-                        job: None,
-                    };
-                    connection.signal(channel, &signal);
+                    line.end_tree(libc::SIGPIPE);
                 }
             }
-            let lost = output.sink.failure().is_some();
-            if lost {
-                // What still comes is dropped, and the window stays open for it.
-                let rest = output.received.saturating_sub(
-                    connection
-                        .consumed_so_far(channel, stream)
-                        .unwrap_or(output.received),
-                );
-                if rest > 0 {
-                    connection.consumed(channel, stream, rest);
-                }
-            }
-            if output.ended && output.sink.is_empty() && !output.closed && !self.json {
+            if output.ended && output.sink.is_empty() && !output.closed && !self.wiring.json {
                 // Our reader sees the end as soon as the program's stream has it.
                 output.closed = true;
                 output.sink.close();
@@ -468,6 +567,7 @@ impl Relay {
             return None;
         }
         let exit = self.exit.take()?;
+        self.over = true;
         for output in [&mut self.stdout, &mut self.stderr] {
             if output.sink.failure().is_none() {
                 output.sink.close();
@@ -478,30 +578,16 @@ impl Relay {
 }
 
 /// Tells the job the size of our terminal, where we are at one.
-fn resize(connection: &mut Connection, channel: Channel) {
+fn resize(line: &mut Line) {
     if let Some(size) = tty::size() {
-        connection.resize(channel, &size);
+        line.resize(&size);
     }
 }
 
-async fn readable(stdin: Option<&Stdin>) {
-    match stdin {
-        Some(stdin) => stdin.readable().await,
+/// Waits for what there may be.
+async fn or_never(work: Option<impl Future<Output = ()>>) {
+    match work {
+        Some(work) => work.await,
         None => std::future::pending().await,
     }
-}
-
-/// Puts /dev/null in the place of one of our own streams. Stderr stays: it is
-/// where we say what happened.
-fn close_own(fd: i32) {
-    let null = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null");
-    let Ok(null) = null else { return };
-    let _ = match fd {
-        0 => rustix::stdio::dup2_stdin(null.as_fd()),
-        1 => rustix::stdio::dup2_stdout(null.as_fd()),
-        _ => Ok(()),
-    };
 }

@@ -1,9 +1,11 @@
-//! The signals that a client forwards to its job.
+//! The signals that a client forwards to its job, and those on their way.
 
 use std::io;
 
 use std::task::Poll;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::line::Line;
 
 /// Those that DESIGN names: what a terminal sends, and what people send by hand.
 const FORWARDED: [i32; 7] = [
@@ -70,6 +72,50 @@ impl Signals {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// Signals that the job is to get: kept while there is no line, and until the server has them for
+/// certain.
+#[derive(Debug, Default)]
+pub(super) struct Forwarding {
+    waiting: Vec<i32>,
+    /// With the number of the answer that confirms them.
+    sent: Vec<(u64, i32)>,
+}
+
+impl Forwarding {
+    /// One more. One that waits already is the same one, as with signal(7).
+    pub(super) fn add(&mut self, signal: i32) {
+        if !self.waiting.contains(&signal) {
+            self.waiting.push(signal);
+        }
+    }
+
+    /// Sends those that wait.
+    pub(super) fn send(&mut self, line: &mut Line) {
+        for signal in self.waiting.drain(..) {
+            self.sent.push((line.signal(signal), signal));
+        }
+    }
+
+    /// The server has answered what was asked behind them.
+    pub(super) fn confirmed(&mut self, answer: u64) {
+        self.sent.retain(|(number, _)| *number > answer);
+    }
+
+    /// The line broke. What was meant to end the program or to stop what it does is sent again:
+    /// twice is better than never. Of the others nobody knows what twice would mean.
+    pub(super) fn line_lost(&mut self) {
+        let again = std::mem::take(&mut self.sent).into_iter();
+        let again = again.map(|(_, signal)| signal).filter(|signal| {
+            matches!(
+                *signal,
+                libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT
+            )
+        });
+        let newer = std::mem::take(&mut self.waiting);
+        again.chain(newer).for_each(|signal| self.add(signal));
     }
 }
 

@@ -314,6 +314,21 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Puts /dev/null in the place of one of our own streams. Stderr stays: it is
+/// where we say what happened.
+pub(super) fn close_own(fd: i32) {
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
+    let Ok(null) = null else { return };
+    let _ = match fd {
+        0 => rustix::stdio::dup2_stdin(null.as_fd()),
+        1 => rustix::stdio::dup2_stdout(null.as_fd()),
+        _ => Ok(()),
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,12 +2,14 @@
 //!
 //! The descriptor is shared with whoever started us, so it is never set to
 //! non-blocking: it is read only when poll(2) says that something is there.
-//! Until the job has started, what was read is kept, so that a start that is
-//! tried again loses none of it.
+//! What was read is kept until the server has acknowledged it, so that another
+//! line goes on where the one before broke; of a job that ends with its line,
+//! until it has started, so that a start that is tried again loses none of it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use bowline::client::{InputLost, Unacked};
 use rustix::event::{PollFd, PollFlags};
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
@@ -30,19 +32,23 @@ pub(super) struct Stdin {
     fd: BorrowedFd<'static>,
     /// Waits for input; `None` for what is always readable, such as a file.
     readiness: Option<pipe::Receiver>,
-    /// What was read before the job had started, and how much of it is sent again.
-    kept: Vec<u8>,
+    /// What may have to be sent again.
+    unacked: Unacked,
     keeping: bool,
-    again: usize,
+    /// The source has no more.
     ended: bool,
+    /// All of it was sent on this line, with its end, or nothing may be.
+    done: bool,
     read: u64,
     enlarged: bool,
     /// At a raw terminal: what is typed for us is taken out.
     escapes: Option<Escapes>,
     /// What was typed for us, until somebody asks.
     asked: Option<Asked>,
-    /// What was typed behind that.
+    /// What was typed behind that, and not looked at.
     behind: Vec<u8>,
+    /// What was typed for the program while there was no line.
+    typed: Vec<u8>,
 }
 
 impl Stdin {
@@ -58,15 +64,16 @@ impl Stdin {
         Ok(Self {
             fd,
             readiness,
-            kept: Vec::new(),
+            unacked: Unacked::default(),
             keeping: true,
-            again: 0,
             ended: false,
+            done: false,
             read: 0,
             enlarged: false,
             escapes: None,
             asked: None,
             behind: Vec::new(),
+            typed: Vec::new(),
         })
     }
 
@@ -80,13 +87,14 @@ impl Stdin {
         self.asked.take()
     }
 
-    /// Whether there is or may be more to send.
+    /// Whether there is or may be more to send on this line.
     pub(super) fn is_open(&self) -> bool {
-        !self.ended || self.has_again() || !self.behind.is_empty()
+        !self.done
     }
 
-    fn has_again(&self) -> bool {
-        self.again < self.kept.len()
+    /// Whether something is here without a look at the source.
+    fn has_some(&self) -> bool {
+        self.unacked.has_again() || self.ended || !self.behind.is_empty() || !self.typed.is_empty()
     }
 
     /// Waits until there is something to read.
@@ -94,9 +102,13 @@ impl Stdin {
     /// # Cancel safety
     /// Nothing is read here.
     pub(super) async fn readable(&self) {
-        if self.has_again() || !self.behind.is_empty() {
+        if self.has_some() {
             return;
         }
+        self.source_readable().await;
+    }
+
+    async fn source_readable(&self) {
         let Some(readiness) = &self.readiness else {
             return;
         };
@@ -118,19 +130,24 @@ impl Stdin {
     /// `WouldBlock` where nothing is there now. Any other error is the end of
     /// the input too.
     pub(super) fn read(&mut self, space: &mut [u8]) -> io::Result<(usize, bool)> {
-        if self.has_again() {
-            let rest = self.kept.get(self.again..).unwrap_or_default();
-            let len = rest.len().min(space.len());
-            for (to, from) in space.iter_mut().zip(rest) {
-                *to = *from;
-            }
-            self.again += len;
+        if self.unacked.has_again() {
+            let len = self.unacked.again(space);
+            self.done = self.ended && !self.unacked.has_again();
             self.drop_kept();
-            return Ok((len, self.ended && !self.has_again()));
+            return Ok((len, self.done));
         }
-        if self.escapes.is_some() {
-            return self.read_typed(space);
+        let (len, end) = match &self.escapes {
+            Some(_) => self.read_typed(space)?,
+            None => self.read_source(space)?,
+        };
+        self.done = end;
+        if self.keeping {
+            self.unacked.sent(space.get(..len).unwrap_or_default());
         }
+        Ok((len, end))
+    }
+
+    fn read_source(&mut self, space: &mut [u8]) -> io::Result<(usize, bool)> {
         if self.ended {
             return Ok((0, true));
         }
@@ -142,6 +159,7 @@ impl Stdin {
             Ok(len) => len,
             Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
             Err(error) => {
+                // Its end is sent with the next look.
                 self.ended = true;
                 return Err(error.into());
             }
@@ -153,35 +171,23 @@ impl Stdin {
             // Over the user's limit, or where it is no pipe, it stays as it is.
             let _ = rustix::pipe::fcntl_setpipe_size(self.fd, PIPE_BYTES);
         }
-        if self.keeping {
-            self.kept
-                .extend_from_slice(space.get(..len).unwrap_or_default());
-            self.again = self.kept.len();
-        }
         Ok((len, self.ended))
     }
 
     /// The same without what is typed for us. Stops behind each thing that is.
     fn read_typed(&mut self, space: &mut [u8]) -> io::Result<(usize, bool)> {
+        if !self.typed.is_empty() {
+            let len = self.typed.len().min(space.len());
+            for (to, from) in space.iter_mut().zip(self.typed.drain(..len)) {
+                *to = from;
+            }
+            return Ok((len, false));
+        }
         if self.asked.is_some() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if self.behind.is_empty() {
-            if self.ended {
-                return Ok((0, true));
-            }
-            if !is_readable(self.fd) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            // A `~` that was held back may take one byte more.
-            let mut typed = vec![0; space.len().saturating_sub(1).min(TYPED_BYTES_MAX)];
-            let len = rustix::io::retry_on_intr(|| rustix::io::read(self.fd, &mut typed))?;
-            self.ended = len == 0;
-            if self.ended {
-                return Ok((0, true));
-            }
-            typed.truncate(len);
-            self.behind = typed;
+        if self.behind.is_empty() && self.look(space.len())? {
+            return Ok((0, true));
         }
         let mut out = Vec::new();
         let room = self.behind.len().min(space.len().saturating_sub(1));
@@ -199,22 +205,85 @@ impl Stdin {
         Ok((out.len(), false))
     }
 
-    /// The job runs: nothing is sent again from here on.
-    pub(super) fn started(&mut self) {
-        self.keeping = false;
+    /// Takes what was typed and not looked at. Says whether there was the end instead.
+    fn look(&mut self, room: usize) -> io::Result<bool> {
+        if !self.ended {
+            if !is_readable(self.fd) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            // A `~` that was held back may take one byte more.
+            let mut typed = vec![0; room.saturating_sub(1).min(TYPED_BYTES_MAX)];
+            let len = rustix::io::retry_on_intr(|| rustix::io::read(self.fd, &mut typed))?;
+            self.ended = len == 0;
+            typed.truncate(len);
+            self.behind = typed;
+        }
+        Ok(self.ended)
+    }
+
+    /// Whether keys are to be listened to while there is no line.
+    pub(super) fn listens(&self) -> bool {
+        self.escapes.is_some() && !self.ended
+    }
+
+    /// Waits until [`Self::listen`] has something to do.
+    ///
+    /// # Cancel safety
+    /// Nothing is read here.
+    pub(super) async fn typed(&self) {
+        if self.behind.is_empty() {
+            self.source_readable().await;
+        }
+    }
+
+    /// Takes in what is typed while there is no line; says whether there was room for all of it.
+    pub(super) fn listen(&mut self) -> bool {
+        if self.behind.is_empty() && self.look(TYPED_BYTES_MAX).is_err() {
+            return true;
+        }
+        let mut out = Vec::new();
+        if let Some(escapes) = &mut self.escapes {
+            let (taken, asked) = escapes.read(&self.behind, &mut out);
+            self.asked = asked;
+            self.behind.drain(..taken);
+        }
+        let room = TYPED_BYTES_MAX.saturating_sub(self.typed.len());
+        self.typed.extend(out.iter().take(room));
+        out.len() <= room
+    }
+
+    /// The job runs, and its streams are kept for another line or end with this one.
+    pub(super) fn started(&mut self, kept: bool) {
+        self.keeping = kept;
         self.drop_kept();
     }
 
     fn drop_kept(&mut self) {
-        if !self.keeping && !self.has_again() {
-            self.kept = Vec::new();
-            self.again = 0;
+        if !self.keeping && !self.unacked.has_again() {
+            self.unacked = Unacked::default();
         }
     }
 
-    /// The start is tried again: so is what was sent.
-    pub(super) fn rewind(&mut self) {
-        self.again = 0;
+    /// Everything before this offset has arrived for good.
+    pub(super) fn acked(&mut self, offset: u64) {
+        if self.keeping {
+            self.unacked.acked(offset);
+        }
+    }
+
+    /// There is another line, on which the job is asked for, or goes on, at this offset.
+    ///
+    /// # Errors
+    /// [`InputLost`] where that is not here.
+    pub(super) fn go_on_at(&mut self, offset: u64) -> Result<(), InputLost> {
+        self.unacked.go_on_at(offset)?;
+        self.done = false;
+        Ok(())
+    }
+
+    /// Nothing more may be sent on this line.
+    pub(super) fn stop(&mut self) {
+        self.done = true;
     }
 }
 

@@ -87,6 +87,8 @@ impl Connection {
                 self.phase = Phase::Open(session, authenticated);
                 if large {
                     self.rest();
+                } else if self.draining && self.jobs.is_empty() {
+                    self.leave("draining", "the server is stopping");
                 } else if self.jobs.is_empty() && self.worker.config().idle_timeout_ms > 0 {
                     self.leave("idle_timeout", "nothing was asked for a long time");
                 } else {
@@ -103,6 +105,8 @@ impl Connection {
         if matches!(self.phase, Phase::Open(..)) {
             let idle = match self.worker.config().idle_timeout_ms {
                 _ if self.large => BUFFER_REST,
+                // The client may still say that it has the outcomes that it was told.
+                _ if self.draining && self.jobs.is_empty() => CLOSING,
                 0 => Duration::from_secs(24 * 3600),
                 idle => Duration::from_millis(idle),
             };
@@ -113,8 +117,13 @@ impl Connection {
 
     pub(super) fn leave_if_idle(&mut self) {
         let waiting = matches!(self.phase, Phase::Handshake(_) | Phase::Open(..));
-        if waiting && self.jobs.is_empty() {
+        if !waiting || !self.jobs.is_empty() {
+            return;
+        }
+        if self.told.is_empty() {
             self.leave("draining", "the server is stopping");
+        } else {
+            self.rest();
         }
     }
 

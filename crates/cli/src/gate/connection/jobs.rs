@@ -186,6 +186,9 @@ impl Connection {
         let job = job.and_then(|id| self.worker.shared.forget(granted.uid, id));
         if let Some(job) = job {
             self.told.retain(|told| !Arc::ptr_eq(told, &job));
+            if self.draining {
+                self.leave_if_idle();
+            }
         }
     }
 

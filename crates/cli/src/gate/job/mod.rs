@@ -144,7 +144,7 @@ struct State {
     early: Vec<Signal>,
     /// The size that its terminal should have.
     size: Option<(u16, u16)>,
-    /// A client has the outcome.
+    /// A client has the outcome, or does not want it, and nobody has attached since.
     forgotten: bool,
     /// The server could not keep its input.
     broken: bool,
@@ -315,10 +315,12 @@ impl Job {
         }
     }
 
-    /// A client has the outcome: nothing needs to be kept. Of a job that is not over nothing is dropped.
+    /// A client has the outcome, or does not wait for it: nothing needs to be kept once the job is
+    /// over, unless somebody attaches until then. One that is detached waits for nobody in particular,
+    /// and has to be over.
     pub(super) fn forget(&self) {
         let mut state = self.state();
-        if matches!(state.stage, Stage::Over(_)) {
+        if matches!(state.stage, Stage::Over(_)) || !self.is_detached() {
             state.forgotten = true;
             state.wake_owner();
         }
@@ -434,6 +436,8 @@ impl State {
         let id = self.next_attachment;
         self.next_attachment += 1;
         self.cut = false;
+        // Of one that is over it is said for good.
+        self.forgotten &= matches!(self.stage, Stage::Over(_));
         if holder {
             if let Some(before) = self.holder.replace(id)
                 && let Some(reader) = self.attachments.remove(&before)

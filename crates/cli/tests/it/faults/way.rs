@@ -17,6 +17,10 @@ struct State {
     /// Threads that hold bytes back because of the frost.
     holding: u32,
     over: bool,
+    /// Whoever came over it has nothing more to say.
+    done: bool,
+    /// Connections that were ever made.
+    connections: u64,
     /// Both sockets of each connection that was ever made.
     sockets: Vec<TcpStream>,
     /// Threads that pass something on.
@@ -49,14 +53,14 @@ impl Shared {
 }
 
 /// The way to one server.
-pub(super) struct Way {
+pub(crate) struct Way {
     shared: Arc<Shared>,
     port: u16,
     accepts: Option<JoinHandle<()>>,
 }
 
 impl Way {
-    pub(super) fn to(server: u16) -> Way {
+    pub(crate) fn to(server: u16) -> Way {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared::default());
@@ -78,26 +82,41 @@ impl Way {
         }
     }
 
-    pub(super) fn target(&self) -> String {
+    pub(crate) fn target(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// The bytes passed on so far, in both directions.
-    pub(super) fn moved(&self) -> u64 {
+    pub(crate) fn moved(&self) -> u64 {
         self.shared.lock().moved
     }
 
-    /// Waits until so many bytes were passed on; false where all connections end before.
-    pub(super) fn until_moved(&self, bytes: u64) -> bool {
-        let over = |state: &State| !state.sockets.is_empty() && state.passing == 0;
-        let state = self
-            .shared
-            .wait(|state| state.moved >= bytes || over(state));
-        state.moved >= bytes
+    /// Waits until so many bytes were passed on; false where its user is done before.
+    pub(crate) fn until_moved(&self, bytes: u64) -> bool {
+        let state = self.shared.wait(|state| state.moved >= bytes || state.done);
+        !state.done
+    }
+
+    /// Its user is done.
+    pub(crate) fn done(&self) {
+        self.shared.change(|state| state.done = true);
+    }
+
+    /// Waits until somebody comes who was not here at `connections`, or nobody comes any more.
+    pub(crate) fn until_connected(&self, connections: u64) {
+        drop(
+            self.shared
+                .wait(|state| state.connections > connections || state.done),
+        );
+    }
+
+    /// The connections that were made so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.shared.lock().connections
     }
 
     /// Ends every connection: in order, or by a reset.
-    pub(super) fn cut(&self, reset: bool) {
+    pub(crate) fn cut(&self, reset: bool) {
         let mut state = self.shared.lock();
         for socket in state.sockets.drain(..) {
             if reset {
@@ -109,15 +128,15 @@ impl Way {
 
     /// Passes nothing on; both ends see a line on which nobody says anything. Comes back when
     /// something is held back, or nothing is left that could be.
-    pub(super) fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.shared.change(|state| state.frozen = true);
         drop(
             self.shared
-                .wait(|state| state.holding > 0 || state.passing == 0),
+                .wait(|state| state.holding > 0 || state.passing == 0 || state.done),
         );
     }
 
-    pub(super) fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.shared.change(|state| state.frozen = false);
     }
 }
@@ -143,14 +162,22 @@ impl Drop for Way {
 }
 
 fn connect(shared: &Arc<Shared>, client: TcpStream, server: u16) {
-    let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+    // Where nobody listens the client is sent away too.
+    let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
+        return;
+    };
     let clone = |socket: &TcpStream| socket.try_clone().unwrap();
     let ways = [
         (clone(&client), clone(&server)),
         (clone(&server), clone(&client)),
     ];
+    // What waits in the kernel for an answer tells nothing about bowline.
+    for socket in [&client, &server] {
+        socket.set_nodelay(true).unwrap();
+    }
     shared.change(|state| {
         state.sockets.extend([client, server]);
+        state.connections += 1;
         state.passing += 2;
         for (from, to) in ways {
             let shared = shared.clone();

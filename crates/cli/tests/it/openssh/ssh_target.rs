@@ -463,7 +463,7 @@ fn an_ssh_that_dies_leaves_an_unknown_outcome_and_no_process() {
     let machine = Machine::start();
     let mut child = machine
         .run(
-            &["--json"],
+            &["--json", "--on-disconnect", "kill"],
             &["sh", "-c", "setsid sleep 1000 & echo $! $$; wait"],
         )
         .stdin(Stdio::null())
@@ -489,6 +489,33 @@ fn an_ssh_that_dies_leaves_an_unknown_outcome_and_no_process() {
     machine.ends_quietly();
 }
 
+/// The server stays for the job, and another ssh finds it again.
+#[test]
+fn an_ssh_that_dies_is_replaced() {
+    let machine = Machine::start();
+    let mut child = machine
+        .run(&[], &["sh", "-c", "echo up; read x; echo $x; exit 5"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    signal_process(ssh_of(child.id()), 9);
+    child.stdin.take().unwrap().write_all(b"heard\n").unwrap();
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let said = text(&done.stderr);
+    assert_eq!((done.status.code(), rest.as_str()), (Some(5), "heard\n"));
+    assert!(said.contains("the connection is lost"), "{said}");
+    assert!(said.contains("connected again after"), "{said}");
+    machine.ends_quietly();
+}
+
 /// The ssh that a client started.
 fn ssh_of(client: u32) -> u32 {
     let children = children_of(client);
@@ -500,7 +527,10 @@ fn ssh_of(client: u32) -> u32 {
 fn a_client_that_is_killed_leaves_nothing_there() {
     let machine = Machine::start();
     let mut child = machine
-        .run(&[], &["sh", "-c", "setsid sleep 1000 & echo $!; wait"])
+        .run(
+            &["--on-disconnect", "kill"],
+            &["sh", "-c", "setsid sleep 1000 & echo $!; wait"],
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

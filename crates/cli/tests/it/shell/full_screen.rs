@@ -3,7 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::server::Server;
+use crate::hostile::witness::gate_of;
+use crate::server::{Server, signal_process};
 use crate::slow_line::slow_line;
 use crate::terminal::Terminal;
 
@@ -91,6 +92,38 @@ fn an_editor_works_on_a_slow_line() {
     let (status, shown) = screen.at.end();
     assert!(status.success(), "{shown}");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "zwölf\n");
+}
+
+/// What the client says about it stands on the screen for a moment; the program draws it anew.
+#[test]
+fn an_editor_goes_on_over_another_line() {
+    let server = Server::start();
+    let file = server.dir().join("text");
+    let vim = ["vim", "-u", "NONE", "-i", "NONE", "-n", "--noplugin"];
+    let argv = [&vim[..], &[file.to_str().unwrap()]].concat();
+    let mut screen = Screen::start(&server, &argv);
+    screen.wait("an empty page", |shown| {
+        shown.lines().filter(|line| *line == "~").count() > 20
+    });
+    screen.at.type_in("ione\r");
+    screen.wait("what was typed", |shown| shown.starts_with("one\n"));
+    for (number, line) in ["two", "three"].iter().enumerate() {
+        signal_process(gate_of(&server), 9);
+        screen.at.type_in(&format!("{line}\r"));
+        let page = |shown: &str| {
+            let right = ["one", "two", "three"].into_iter().take(number + 2);
+            let empty = shown.lines().filter(|line| *line == "~").count();
+            shown.lines().take(number + 2).eq(right) && empty > 20 && !shown.contains("bowline")
+        };
+        screen.wait("a clean page", page);
+    }
+    screen.at.type_in("\u{1b}:wq\r");
+    let (status, shown) = screen.at.end();
+    assert!(status.success(), "{shown}");
+    assert_eq!(
+        std::fs::read_to_string(file).unwrap(),
+        "one\ntwo\nthree\n\n"
+    );
 }
 
 #[test]

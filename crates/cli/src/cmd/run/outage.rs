@@ -1,0 +1,128 @@
+//! What a person is told while there is no line, and when to try to get one again.
+
+use std::time::{Duration, Instant};
+
+use bowline::client::{ClientError, Failure, Reconnect};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::stderr::tell;
+use crate::{duration, exit};
+
+/// Between two attempts to connect, while an outage is young and when it is old.
+const HURRY_MIN: Duration = Duration::from_millis(50);
+const HURRY_MAX: Duration = Duration::from_secs(1);
+
+/// The outages of one client, one after another.
+#[derive(Debug)]
+pub(super) struct Outage {
+    host: String,
+    quiet: bool,
+    grace: Duration,
+    /// From when all times are told.
+    begun: Instant,
+    reconnect: Option<Reconnect>,
+    down: bool,
+    told: bool,
+}
+
+impl Outage {
+    pub(super) fn new(host: &str, quiet: bool, grace: Duration) -> Self {
+        Self {
+            host: host.to_owned(),
+            quiet,
+            grace,
+            begun: Instant::now(),
+            reconnect: None,
+            down: false,
+            told: false,
+        }
+    }
+
+    /// Whether a line was lost and none has taken its place.
+    pub(super) fn is_down(&self) -> bool {
+        self.down
+    }
+
+    /// How soon after one attempt to connect the next may follow, while nobody answers.
+    pub(super) fn hurry(&self) -> Option<Duration> {
+        let reconnect = self.reconnect.as_ref().filter(|_| self.down)?;
+        let outage = reconnect.outage(self.begun.elapsed());
+        Some((outage / 300).clamp(HURRY_MIN, HURRY_MAX))
+    }
+
+    /// For how long a server is tried to be reached.
+    pub(super) fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// The line was lost. Gives the pause before the first attempt to get another.
+    pub(super) fn begins(&mut self) -> Duration {
+        let now = self.begun.elapsed();
+        self.down = true;
+        self.told = false;
+        match &mut self.reconnect {
+            Some(reconnect) => reconnect.lost(now, random()),
+            None => {
+                self.reconnect = Some(Reconnect::new(now, self.grace));
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// Says what is the matter, once.
+    pub(super) fn tell(&mut self, error: &ClientError, raw: bool) {
+        if !std::mem::replace(&mut self.told, true) {
+            let (why, code) = (exit::chain(error), error.code());
+            let grace = duration::spoken(self.grace);
+            self.say(
+                raw,
+                &format!(
+                    "the connection is lost ({why}); connecting again for up to {grace} [{code}]"
+                ),
+            );
+        }
+    }
+
+    /// An attempt came to nothing. Gives the pause before the next, or `None` where the grace is over.
+    pub(super) fn goes_on(&mut self, failure: Failure) -> Option<Duration> {
+        let now = self.begun.elapsed();
+        let reconnect = self.reconnect.as_mut()?;
+        reconnect.failed(now, failure, random())
+    }
+
+    /// The job is followed on another line.
+    pub(super) fn is_over(&mut self, raw: bool) {
+        if !std::mem::take(&mut self.down) {
+            return;
+        }
+        let now = self.begun.elapsed();
+        let Some(reconnect) = &mut self.reconnect else {
+            return;
+        };
+        let time = duration::spoken(reconnect.outage(now));
+        reconnect.connected(now);
+        if self.told {
+            self.say(raw, &format!("connected again after {time}"));
+        }
+    }
+
+    /// One who does not read what is said here does not stop the job.
+    fn say(&self, raw: bool, text: &str) {
+        let stderr = rustix::stdio::stderr();
+        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+        let takes = rustix::event::poll(&mut fds, Some(&Timespec::default()));
+        if self.quiet || takes != Ok(1) {
+            return;
+        }
+        // The program over there may have left the cursor anywhere.
+        let [before, behind] = if raw { ["\r\n", "\r"] } else { ["", ""] };
+        tell!("{before}bowline: {}: {text}{behind}", self.host);
+    }
+}
+
+/// For jitter: where there is none, clients come back together.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}

@@ -1,0 +1,119 @@
+//! One of the job's output streams on its way to one of the client's own, over
+//! all lines that it comes on.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use bowline::client::ClientError;
+use bowline_proto::frame::Stream;
+use bytes::Bytes;
+
+use super::json::Encoder;
+use super::line::Line;
+use super::sink::{Sink, Written};
+
+/// A stream. Offsets are the job's; what the sink counts is what was put into it.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) sink: Sink,
+    stream: Stream,
+    json: Option<Encoder>,
+    /// The offset behind the last byte that came.
+    received: u64,
+    /// What came on earlier lines and has not arrived: its acknowledgement is nobody's business.
+    stale: u64,
+    put: u64,
+    arrived: u64,
+    pub(super) ended: bool,
+    /// Our own stream was closed, or its reader is gone.
+    pub(super) closed: bool,
+}
+
+impl Output {
+    pub(super) fn new(
+        stream: Stream,
+        fd: BorrowedFd<'static>,
+        json: bool,
+        written: Arc<Written>,
+    ) -> Self {
+        Self {
+            sink: Sink::new(fd, written),
+            stream,
+            json: json.then(|| Encoder::new(stream)),
+            received: 0,
+            stale: 0,
+            put: 0,
+            arrived: 0,
+            ended: false,
+            closed: false,
+        }
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(super) fn take(&mut self, bytes: Bytes, end: bool) {
+        let counts = bytes.len() as u64;
+        self.received = self.received.saturating_add(counts);
+        self.put = self.put.saturating_add(counts);
+        self.ended |= end;
+        let text = match &mut self.json {
+            None => bytes,
+            Some(json) => json.piece(&bytes, end),
+        };
+        if !text.is_empty() || counts > 0 {
+            self.sink.put(text, counts);
+        }
+    }
+
+    /// The stream goes on at an offset, on another line or behind a gap.
+    ///
+    /// # Errors
+    /// [`ClientError::OutputLost`] where that leaves out something that was to come.
+    pub(super) fn go_on_at(&mut self, offset: u64, gaps: bool) -> Result<(), ClientError> {
+        if offset > self.received && !gaps {
+            return Err(ClientError::OutputLost {
+                from: self.received,
+                to: offset,
+            });
+        }
+        if let Some(json) = &mut self.json
+            && offset > self.received
+        {
+            let cut = json.skip_to(offset);
+            self.sink.put(cut, 0);
+        }
+        self.received = self.received.max(offset);
+        Ok(())
+    }
+
+    /// Another line begins.
+    pub(super) fn begin_line(&mut self) {
+        self.arrived = self.arrived.saturating_add(self.sink.arrived());
+        self.stale = self.put.saturating_sub(self.arrived);
+        if self.sink.failure().is_some() {
+            // Whether the server had heard that nobody reads is not known.
+            self.closed = false;
+        }
+    }
+
+    /// Tells the server what has arrived. What still comes when nobody reads it any more
+    /// is dropped, and the window stays open for it.
+    pub(super) fn account(&mut self, line: &mut Line) {
+        let news = self.sink.arrived();
+        self.arrived = self.arrived.saturating_add(news);
+        let old = news.min(self.stale);
+        self.stale -= old;
+        if news > old {
+            line.consumed(self.stream, news - old);
+        }
+        if self.sink.failure().is_some() {
+            let consumed = line.consumed_so_far(self.stream).unwrap_or(self.received);
+            let rest = self.received.saturating_sub(consumed);
+            if rest > 0 {
+                line.consumed(self.stream, rest);
+            }
+        }
+    }
+}
