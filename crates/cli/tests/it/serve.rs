@@ -1,8 +1,10 @@
 //! `bowline serve` as a service: passed sockets, the service manager, signals, its places.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read as _};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -20,8 +22,7 @@ fn told(socket: &UnixDatagram) -> String {
 fn a_service_manager_passes_sockets_and_is_told() {
     let dir = tempfile::tempdir().unwrap();
     // As root the gate, which is somebody else then, must be able to reach its part.
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
     manager
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -183,7 +184,11 @@ fn a_gate_that_could_not_reach_its_record_is_not_started() {
         return;
     }
     // Nobody but root passes through it.
-    let dir = tempfile::tempdir().unwrap();
+    let private = Permissions::from_mode(0o700);
+    let dir = tempfile::Builder::new()
+        .permissions(private)
+        .tempdir()
+        .unwrap();
     let serve = Command::new(bowline())
         .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
         .arg(dir.path().join("state"))
