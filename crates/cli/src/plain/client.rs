@@ -6,19 +6,20 @@
 use std::io;
 use std::time::Duration;
 
+use bowline_proto::framing::{
+    ACKNOWLEDGEMENT, Framing as _, FramingError, HEADER_BYTES_MAX, Headed,
+};
 use serde::Deserialize;
 
 use super::Service;
 use super::challenge::{self, Secret};
 use super::link::{Came, Link};
-use super::reply::{Framing, int32};
+use super::reply::Framing;
 
 /// A reply without a mark is over when nothing more comes for so long.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The most digits of a length: those of `u64::MAX`.
 const DIGITS_MAX: usize = 20;
-/// The longest JSON header that is taken.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a talk cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,8 @@ pub(crate) enum TalkError {
     Late(Duration),
     #[error("the server's reply is not as this framing has it: {0}")]
     Malformed(&'static str),
+    #[error("the message does not fit this framing")]
+    Framing(#[from] FramingError),
     #[error("the connection failed")]
     Io(#[from] io::Error),
 }
@@ -105,8 +108,9 @@ impl Talk {
     pub(crate) fn ask(&mut self, message: &[u8], sink: &mut Sink<'_>) -> Result<Ended, TalkError> {
         let framed = self.service == Service::Exec && self.framing == Framing::Framed;
         if framed {
-            let header = format!("{{\"total_size\": {}}}", message.len());
-            let whole = [&int32(header.len())[..], header.as_bytes(), message].concat();
+            let mut whole = Vec::new();
+            Headed::little_endian(usize::MAX).head(message, &mut whole)?;
+            whole.extend_from_slice(message);
             self.send(&whole)?;
         } else {
             self.send(message)?;
@@ -243,7 +247,7 @@ impl Talk {
             .filter(|digits| digits.len() <= DIGITS_MAX && digits.iter().all(u8::is_ascii_digit))
             .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
             .ok_or(TalkError::Malformed("there is no length in digits"))?;
-        self.send(b"ready")?;
+        self.send(ACKNOWLEDGEMENT)?;
         self.body(length, "the end of its reply", sink)?;
         Ok(Ended::Whole)
     }

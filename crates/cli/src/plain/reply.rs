@@ -3,8 +3,10 @@
 //! Pure: a [`Finished`] command enters, a header and a body leave. A reply is whole
 //! before its first byte is sent, so what a header announces always comes.
 
+use bowline_proto::framing::{Decimal, Framing as _, FramingError, Headed, Int32};
 use bowline_proto::outcome::Happened;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::challenge::md5_hex;
 use super::runner::{Finished, RunError};
@@ -60,18 +62,6 @@ pub(crate) struct Style {
 pub(crate) struct Reply {
     pub(crate) header: Vec<u8>,
     pub(crate) body: Vec<u8>,
-}
-
-/// The JSON header of `json` and `framed`.
-#[derive(Debug, Default, Serialize)]
-struct Header {
-    total_size: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    filename: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    md5: Option<String>,
-    #[serde(flatten)]
-    end: Option<End>,
 }
 
 /// What `framed` adds.
@@ -131,7 +121,10 @@ impl Style {
             );
             body.truncate(LEN4_MAX);
         }
-        let header = self.header(&body, end);
+        let header = self.header(&body, end).unwrap_or_else(|error| {
+            tracing::error!(%error, "a reply has no header");
+            Vec::new()
+        });
         Reply { header, body }
     }
 
@@ -160,28 +153,34 @@ impl Style {
         text.as_bytes().to_vec()
     }
 
-    fn header(&self, body: &[u8], end: End) -> Vec<u8> {
+    fn header(&self, body: &[u8], end: End) -> Result<Vec<u8>, FramingError> {
+        let mut header = Vec::new();
         match self.framing {
-            Framing::Raw => Vec::new(),
-            Framing::Ready => body.len().to_string().into_bytes(),
-            Framing::Len4 => int32(body.len()).to_vec(),
+            Framing::Raw => {}
+            Framing::Ready => Decimal::new(usize::MAX).head(body, &mut header)?,
+            Framing::Len4 => Int32::little_endian(LEN4_MAX).head(body, &mut header)?,
             Framing::Json | Framing::Framed => {
-                let header = Header {
-                    total_size: body.len(),
-                    filename: self.describe.then_some(FILE_NAME),
-                    md5: self.describe.then(|| md5_hex(body)),
-                    end: (self.framing == Framing::Framed).then_some(end),
-                };
-                let json = serde_json::to_vec(&header).unwrap_or_default();
-                [&int32(json.len())[..], &json].concat()
+                let said = self.described(body, end).map_err(FramingError::Header)?;
+                Headed::little_endian(usize::MAX).head_with(&said, body, &mut header)?;
             }
         }
+        Ok(header)
     }
-}
 
-/// `struct.pack('i', n)`.
-pub(crate) fn int32(n: usize) -> [u8; 4] {
-    i32::try_from(n).unwrap_or(i32::MAX).to_le_bytes()
+    /// What a JSON header says beside the length.
+    fn described(&self, body: &[u8], end: End) -> serde_json::Result<Map<String, Value>> {
+        let mut said = Map::new();
+        if self.describe {
+            said.insert("filename".to_owned(), FILE_NAME.into());
+            said.insert("md5".to_owned(), md5_hex(body).into());
+        }
+        if self.framing == Framing::Framed
+            && let Value::Object(end) = serde_json::to_value(end)?
+        {
+            said.extend(end);
+        }
+        Ok(said)
+    }
 }
 
 /// What a person must be told where the output alone would leave them guessing.

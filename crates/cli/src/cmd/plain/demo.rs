@@ -6,8 +6,9 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 
+use bowline_proto::framing::{Framing, Headed, Int32};
+
 use crate::exit;
-use crate::plain::reply::int32;
 
 /// Show on real sockets how messages stick together, and what keeps them apart
 #[derive(Debug, clap::Args)]
@@ -156,6 +157,16 @@ fn ready(told: &mut String) -> io::Result<()> {
     Ok(())
 }
 
+/// A message behind what its framing puts before it.
+fn whole<F: Framing>(framing: &F, message: &str) -> io::Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    framing
+        .head(message.as_bytes(), &mut whole)
+        .map_err(io::Error::other)?;
+    whole.extend_from_slice(message.as_bytes());
+    Ok(whole)
+}
+
 fn len4(told: &mut String) -> io::Result<()> {
     heading(
         told,
@@ -163,7 +174,7 @@ fn len4(told: &mut String) -> io::Result<()> {
     );
     let (mut client, mut server) = pair()?;
     for message in MESSAGES {
-        let whole = [&int32(message.len())[..], message.as_bytes()].concat();
+        let whole = whole(&Int32::little_endian(usize::MAX), message)?;
         send(told, &mut client, &whole)?;
     }
     for _ in MESSAGES {
@@ -186,13 +197,7 @@ fn json(told: &mut String) -> io::Result<()> {
     );
     let (mut client, mut server) = pair()?;
     for message in MESSAGES {
-        let header = format!("{{\"total_size\": {}}}", message.len());
-        let whole = [
-            &int32(header.len())[..],
-            header.as_bytes(),
-            message.as_bytes(),
-        ]
-        .concat();
+        let whole = whole(&Headed::little_endian(usize::MAX), message)?;
         send(told, &mut client, &whole)?;
     }
     for _ in MESSAGES {
@@ -224,7 +229,7 @@ mod tests {
             "  server: recv(3)    = b'lo'   <- one message, in two pieces",
             "  client: send(b'\\x05\\x00\\x00\\x00hello')",
             "  server: exactly(5)  = b'world'",
-            "  server: exactly(17) = b'{\"total_size\": 5}'",
+            "  server: exactly(16) = b'{\"total_size\":5}'",
         ] {
             assert!(
                 told.lines().any(|told| told == line),
