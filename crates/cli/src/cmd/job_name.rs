@@ -42,6 +42,11 @@ impl FromStr for JobName {
 }
 
 impl JobName {
+    /// The id, where it is given in full.
+    pub(crate) fn id(&self) -> Option<JobId> {
+        self.0.parse().ok()
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -151,6 +156,13 @@ mod tests {
         for text in ["", "g", "-1", "0x1", "a b", "é", &"f".repeat(33)] {
             assert_eq!(text.parse::<JobName>(), Err(NoJobName), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_whole_id_needs_no_list() {
+        let whole: JobName = "AB".repeat(16).parse().unwrap();
+        assert_eq!(whole.id(), Some(JobId::from_bytes([0xab; 16])));
+        assert_eq!("ab".parse::<JobName>().unwrap().id(), None);
     }
 
     #[test]

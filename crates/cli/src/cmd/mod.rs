@@ -1,5 +1,6 @@
 //! The commands, a file each: what their flags are and what they do.
 
+pub(crate) mod attach;
 pub(crate) mod authorize;
 pub(crate) mod completions;
 pub(crate) mod cp;
@@ -9,6 +10,7 @@ pub(crate) mod job_name;
 pub(crate) mod jobs;
 pub(crate) mod keygen;
 pub(crate) mod kill;
+pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod ping;
 pub(crate) mod plain;

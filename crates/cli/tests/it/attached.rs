@@ -1,5 +1,7 @@
-//! Jobs by their ids, from clients that did not start them: wait, kill, forget, and how a job
-//! is named.
+//! Jobs by their ids, from clients that did not start them: attach, logs, wait, kill, forget, and
+//! how a job is named.
+
+mod streams;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -21,8 +23,16 @@ fn id(beginning: &str) -> String {
 
 /// Starts a job that outlives its connection, which is given.
 fn begin(server: &Server, beginning: &str, text: &str) -> Raw {
+    begin_with(server, beginning, text, &json!({}))
+}
+
+/// The same with more keys in its `start`.
+fn begin_with(server: &Server, beginning: &str, text: &str, more: &Value) -> Raw {
     let mut connection = raw(server);
-    let keys = json!({"job": id(beginning), "on_disconnect": "keep"});
+    let mut keys = json!({"job": id(beginning), "on_disconnect": "keep"});
+    for (key, value) in more.as_object().unwrap() {
+        keys[key] = value.clone();
+    }
     connection.send(&start(1, 0, text, &keys));
     connection.until(Kind::Started, 1);
     connection
@@ -195,7 +205,7 @@ fn a_beginning_that_several_ids_have_names_none_of_them() {
     for (name, text) in [("ab1", "exit 3"), ("ab2", "echo '\u{1b}[2J'")] {
         ended(&server, name, text);
     }
-    for command in ["wait", "forget", "kill"] {
+    for command in ["attach", "logs", "wait", "forget", "kill"] {
         let (stdout, stderr, status) = done(&server, &[command, &target, "c"]);
         assert_eq!(stdout, "", "{command}");
         assert!(stderr.contains("[no_such_job]"), "{command}: {stderr}");
@@ -208,7 +218,7 @@ fn a_beginning_that_several_ids_have_names_none_of_them() {
             );
         }
     }
-    for command in ["wait", "forget"] {
+    for command in ["attach", "logs", "wait", "forget"] {
         let (stdout, stderr, status) = done(&server, &[command, &target, "ab"]);
         assert_eq!(stdout, "", "{command}");
         assert_ne!(status, 0, "{command}");
@@ -279,7 +289,7 @@ fn nobody_sees_the_jobs_of_others() {
     let target = server.target();
     let mut job = begin(&server, "ab", "echo here; exec sleep 1000");
     first_output(&mut job);
-    for command in ["wait", "forget", "kill"] {
+    for command in ["attach", "logs", "wait", "forget", "kill"] {
         for name in ["ab", &id("ab")] {
             let (_, stderr, status) = done(&server, &[command, &target, name, "--user", "sync"]);
             assert!(stderr.contains("[no_such_job]"), "{command}: {stderr}");

@@ -8,13 +8,20 @@
 //!    └──── any other ──────┴─── any other ◄──┘ (the ~ is the program's too)
 //! ```
 
-/// What is shown for `~?`.
-pub(super) const HELP: &str = "\
-Supported escape sequences, at the beginning of a line:\r\n  \
-~.   leave, and hang up the job\r\n  \
-~^Z  suspend bowline\r\n  \
-~?   this message\r\n  \
-~~   send a ~\r\n";
+/// What is shown for `~?`, and what leaving means to the job.
+pub(super) fn help(guest: bool) -> String {
+    let leave = match guest {
+        true => "leave; the job runs on",
+        false => "leave, and hang up the job",
+    };
+    format!(
+        "Supported escape sequences, at the beginning of a line:\r\n  \
+         ~.   {leave}\r\n  \
+         ~^Z  suspend bowline\r\n  \
+         ~?   this message\r\n  \
+         ~~   send a ~\r\n"
+    )
+}
 
 const CTRL_Z: u8 = 0x1a;
 

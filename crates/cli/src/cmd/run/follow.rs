@@ -42,7 +42,6 @@ pub(in crate::cmd) enum Errand {
     Start(StartRequest),
     /// To be there: from these offsets on the first time, and on another line from where the
     /// one before broke.
-    #[allow(dead_code, reason = "for the commands that attach")]
     Attach(Attach),
 }
 
@@ -51,8 +50,15 @@ pub(in crate::cmd) enum Errand {
 pub(in crate::cmd) struct Patience {
     pub(in crate::cmd) on_disconnect: OnDisconnect,
     /// Asked for, for the server and for us; where not, each has its own.
-    pub(in crate::cmd) grace: Option<Duration>,
+    grace: Option<Duration>,
     pub(in crate::cmd) silence: Duration,
+}
+
+impl Patience {
+    /// How long one tries to get back to a job.
+    pub(in crate::cmd) fn grace(&self) -> Duration {
+        self.grace.unwrap_or(GRACE)
+    }
 }
 
 /// The flags for it.
@@ -134,7 +140,6 @@ pub(in crate::cmd) struct Follower<'a> {
     outage: Outage,
     /// Until there is a connection, a signal does to this process what it does to any.
     signals: Option<Signals>,
-    pty: bool,
     /// A server that keeps the job had let us in when it was asked for it.
     kept: bool,
 }
@@ -150,13 +155,12 @@ impl<'a> Follower<'a> {
     ) -> Self {
         dialer.bound_silence(patience.silence);
         Self {
-            pty: relay.has_terminal(),
             dialer,
             relay,
             job,
             errand,
             patience,
-            outage: Outage::new(host, quiet, patience.grace.unwrap_or(GRACE)),
+            outage: Outage::new(host, quiet, patience.grace()),
             signals: None,
             kept: false,
         }
@@ -201,7 +205,7 @@ impl<'a> Follower<'a> {
         let signals = match &mut self.signals {
             Some(signals) => signals,
             None => {
-                let signals = Signals::new(self.pty);
+                let signals = self.relay.signals();
                 let signals = signals.map_err(|error| ClientError::from(WireError::from(error)))?;
                 self.signals.insert(signals)
             }
@@ -260,7 +264,7 @@ impl<'a> Follower<'a> {
         };
         let mut line = Line::new(connection, channel, silence);
         (line.attached, line.kept) = (attached, kept);
-        line.ours = matches!(self.errand, Errand::Start(_));
+        line.guest = matches!(self.errand, Errand::Attach(_));
         self.relay.begin_line(&line)?;
         Ok(line)
     }

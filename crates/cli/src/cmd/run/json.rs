@@ -1,5 +1,6 @@
 //! Output as JSON lines: `{"stream":"stdout","offset":0,"text":"…"}`, with
-//! `base64` instead of `text` where a piece is not UTF-8.
+//! `base64` instead of `text` where a piece is not UTF-8, and
+//! `{"stream":"stdout","gap":{"from":0,"to":9}}` for what was dropped.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +16,19 @@ struct Line<'a> {
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     base64: Option<String>,
+}
+
+/// What was dropped of a stream: from its first byte to the one behind its last.
+#[derive(Serialize)]
+struct GapLine<'a> {
+    stream: &'a str,
+    gap: Range,
+}
+
+#[derive(Serialize)]
+struct Range {
+    from: u64,
+    to: u64,
 }
 
 /// One stream's pieces. A character that is cut in two by the end of a piece
@@ -47,11 +61,7 @@ impl Encoder {
         }
         let text = std::str::from_utf8(&whole).ok();
         let line = Line {
-            stream: match self.stream {
-                Stream::Stdin => "stdin",
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            },
+            stream: name(self.stream),
             offset: self.offset,
             text,
             base64: text.is_none().then(|| STANDARD.encode(&whole)),
@@ -62,11 +72,28 @@ impl Encoder {
         line.into()
     }
 
-    /// The stream goes on at a later offset; gives what was kept of a character as a line.
-    pub(super) fn skip_to(&mut self, offset: u64) -> Bytes {
-        let cut = self.piece(&[], true);
-        self.offset = offset;
-        cut
+    /// The stream goes on at a later offset; gives what was kept of a character as a line, and
+    /// one for what was dropped, where that is to be told.
+    pub(super) fn skip_to(&mut self, offset: u64, told: bool) -> Bytes {
+        let mut lines = BytesMut::from(&*self.piece(&[], true));
+        let from = std::mem::replace(&mut self.offset, offset);
+        if told {
+            let gap = GapLine {
+                stream: name(self.stream),
+                gap: Range { from, to: offset },
+            };
+            lines.extend_from_slice(&serde_json::to_vec(&gap).unwrap_or_default());
+            lines.extend_from_slice(b"\n");
+        }
+        lines.freeze()
+    }
+}
+
+pub(super) fn name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdin => "stdin",
+        Stream::Stdout => "stdout",
+        Stream::Stderr => "stderr",
     }
 }
 
@@ -111,6 +138,26 @@ mod tests {
             let offset = last["offset"].as_u64().unwrap() as usize;
             assert_eq!(offset + last["text"].as_str().unwrap().len(), text.len());
         }
+    }
+
+    #[test]
+    fn what_was_dropped_has_a_line() {
+        let mut encoder = Encoder::new(Stream::Stderr);
+        assert_eq!(
+            encoder.piece(b"ab\xc3", false),
+            "{\"stream\":\"stderr\",\"offset\":0,\"text\":\"ab\"}\n"
+        );
+        let lines = encoder.skip_to(10, true);
+        let lines = std::str::from_utf8(&lines).unwrap();
+        let cut = "{\"stream\":\"stderr\",\"offset\":2,\"base64\":\"ww==\"}";
+        let gap = "{\"stream\":\"stderr\",\"gap\":{\"from\":3,\"to\":10}}";
+        assert_eq!(lines.lines().collect::<Vec<_>>(), [cut, gap]);
+        assert_eq!(encoder.skip_to(20, false), "");
+        assert!(
+            encoder
+                .piece(b"x", true)
+                .starts_with(b"{\"stream\":\"stderr\",\"offset\":20")
+        );
     }
 
     #[test]

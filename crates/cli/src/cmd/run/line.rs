@@ -22,10 +22,10 @@ pub(in crate::cmd) struct Line {
     channel: Channel,
     /// The job was asked for by `attach`, not by `start`.
     pub(super) attached: bool,
+    /// The job is somebody else's, who may want it after us.
+    pub(super) guest: bool,
     /// The job outlives this line.
     pub(super) kept: bool,
-    /// The job is this client's: nobody else has to be kept in mind when it ends.
-    pub(super) ours: bool,
     /// The server has said `started`.
     pub(super) answered: bool,
     silence: Duration,
@@ -43,8 +43,8 @@ impl Line {
             connection,
             channel,
             attached: false,
+            guest: false,
             kept: false,
-            ours: false,
             answered: false,
             silence,
             pulse: Pulse::default(),
@@ -153,10 +153,10 @@ impl Line {
     /// Leaves: at the job's end, or before, in a hurry. Of a job that is ours nothing needs to be kept then;
     /// a `bye` would say that of any.
     pub(super) async fn leave(mut self, job: JobId, at_its_end: bool) {
-        if self.ours && self.kept {
-            self.connection.forget(job);
-        }
-        if self.ours {
+        if !self.guest {
+            if self.kept {
+                self.connection.forget(job);
+            }
             self.connection.bye();
         }
         let time = match at_its_end {

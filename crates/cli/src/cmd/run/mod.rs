@@ -12,6 +12,7 @@ mod signals;
 mod sink;
 mod stdin;
 mod tty;
+mod wiring;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -27,7 +28,9 @@ use bowline_proto::message::Pty;
 pub(super) use self::detach::DetachFlags;
 pub(crate) use self::follow::PatienceFlags;
 pub(in crate::cmd) use self::follow::{Errand, Follower};
-pub(in crate::cmd) use self::relay::{Relay, Wiring};
+pub(in crate::cmd) use self::outage::Outage;
+pub(in crate::cmd) use self::relay::Relay;
+pub(in crate::cmd) use self::wiring::Wiring;
 use super::dial::{ConnectFlags, Dialer};
 use crate::duration;
 use crate::exit;
@@ -211,7 +214,7 @@ fn variable_of(text: &OsString) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Tells the outcome to whoever wants it.
-fn report_to_all(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
+pub(super) fn report_to_all(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
     if json {
         let _ = std::io::stdout().write_all(&report.line());
     }

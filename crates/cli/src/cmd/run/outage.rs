@@ -14,7 +14,7 @@ const HURRY_MAX: Duration = Duration::from_secs(1);
 
 /// The outages of one client, one after another.
 #[derive(Debug)]
-pub(super) struct Outage {
+pub(in crate::cmd) struct Outage {
     host: String,
     quiet: bool,
     grace: Duration,
@@ -26,7 +26,7 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    pub(super) fn new(host: &str, quiet: bool, grace: Duration) -> Self {
+    pub(in crate::cmd) fn new(host: &str, quiet: bool, grace: Duration) -> Self {
         Self {
             host: host.to_owned(),
             quiet,
@@ -39,24 +39,24 @@ impl Outage {
     }
 
     /// Whether a line was lost and none has taken its place.
-    pub(super) fn is_down(&self) -> bool {
+    pub(in crate::cmd) fn is_down(&self) -> bool {
         self.down
     }
 
     /// How soon after one attempt to connect the next may follow, while nobody answers.
-    pub(super) fn hurry(&self) -> Option<Duration> {
+    pub(in crate::cmd) fn hurry(&self) -> Option<Duration> {
         let reconnect = self.reconnect.as_ref().filter(|_| self.down)?;
         let outage = reconnect.outage(self.begun.elapsed());
         Some((outage / 300).clamp(HURRY_MIN, HURRY_MAX))
     }
 
     /// For how long a server is tried to be reached.
-    pub(super) fn grace(&self) -> Duration {
+    pub(in crate::cmd) fn grace(&self) -> Duration {
         self.grace
     }
 
     /// The line was lost. Gives the pause before the first attempt to get another.
-    pub(super) fn begins(&mut self) -> Duration {
+    pub(in crate::cmd) fn begins(&mut self) -> Duration {
         let now = self.begun.elapsed();
         self.down = true;
         self.told = false;
@@ -70,7 +70,7 @@ impl Outage {
     }
 
     /// Says what is the matter, once.
-    pub(super) fn tell(&mut self, error: &ClientError, raw: bool) {
+    pub(in crate::cmd) fn tell(&mut self, error: &ClientError, raw: bool) {
         if !std::mem::replace(&mut self.told, true) {
             let (why, code) = (exit::chain(error), error.code());
             let grace = duration::spoken(self.grace);
@@ -84,14 +84,14 @@ impl Outage {
     }
 
     /// An attempt came to nothing. Gives the pause before the next, or `None` where the grace is over.
-    pub(super) fn goes_on(&mut self, failure: Failure) -> Option<Duration> {
+    pub(in crate::cmd) fn goes_on(&mut self, failure: Failure) -> Option<Duration> {
         let now = self.begun.elapsed();
         let reconnect = self.reconnect.as_mut()?;
         reconnect.failed(now, failure, random())
     }
 
     /// The job is followed on another line.
-    pub(super) fn is_over(&mut self, raw: bool) {
+    pub(in crate::cmd) fn is_over(&mut self, raw: bool) {
         if !std::mem::take(&mut self.down) {
             return;
         }

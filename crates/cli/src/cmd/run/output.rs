@@ -67,11 +67,17 @@ impl Output {
         }
     }
 
-    /// The stream goes on at an offset, on another line or behind a gap.
+    /// The stream goes on at an offset, on another line or behind a gap. Gives how much is
+    /// left out; with `told` a reader of JSON learns of it too.
     ///
     /// # Errors
     /// [`ClientError::OutputLost`] where that leaves out something that was to come.
-    pub(super) fn go_on_at(&mut self, offset: u64, gaps: bool) -> Result<(), ClientError> {
+    pub(super) fn go_on_at(
+        &mut self,
+        offset: u64,
+        gaps: bool,
+        told: bool,
+    ) -> Result<u64, ClientError> {
         if offset > self.received && !gaps {
             return Err(ClientError::OutputLost {
                 from: self.received,
@@ -81,11 +87,12 @@ impl Output {
         if let Some(json) = &mut self.json
             && offset > self.received
         {
-            let cut = json.skip_to(offset);
+            let cut = json.skip_to(offset, told);
             self.sink.put(cut, 0);
         }
+        let left_out = offset.saturating_sub(self.received);
         self.received = self.received.max(offset);
-        Ok(())
+        Ok(left_out)
     }
 
     /// Another line begins.

@@ -3,6 +3,8 @@
 //!
 //! Waiting chooses one thing that happened; a plain function then acts on it.
 
+mod guest;
+
 use std::io::{self, Write as _};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -13,9 +15,10 @@ use bowline_proto::frame::Stream;
 use bowline_proto::message::{Exit, Resize, Started};
 use bowline_proto::outcome::{Happened, Outcome};
 use bowline_proto::session::PutError;
+use rustix::termios::isatty;
 use tokio::time::Sleep;
 
-use super::escapes::{Asked, HELP};
+use super::escapes::{self, Asked};
 use super::line::Line;
 use super::outage::Outage;
 use super::output::Output;
@@ -23,28 +26,11 @@ use super::signals::{self, Forwarding, Signals};
 use super::sink::{Written, close_own};
 use super::stdin::{READS_MAX, Stdin};
 use super::tty::{self, RawMode};
+use super::wiring::Wiring;
 use crate::stderr::tell;
 
 /// How long a terminal keeps the wrong size, so that the program sees it change twice.
 const REDRAW_TIME: Duration = Duration::from_millis(100);
-
-/// What the client's own streams are for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::cmd) struct Wiring {
-    /// Our stdin is the job's.
-    pub(in crate::cmd) stdin: bool,
-    /// Output is written as JSON lines.
-    pub(in crate::cmd) json: bool,
-    /// The job has a terminal.
-    pub(in crate::cmd) pty: bool,
-    /// Output may have gaps: the job's policy permits that some of it is dropped.
-    pub(in crate::cmd) gaps: bool,
-    /// The job may be somebody else's too: it is not ended when this client leaves, or nobody
-    /// reads its output any more.
-    pub(in crate::cmd) shared: bool,
-    /// Stdout and stderr, where they are not asked for and so do not come.
-    pub(in crate::cmd) unwanted: [bool; 2],
-}
 
 /// The client's side of a job.
 #[derive(Debug)]
@@ -120,10 +106,6 @@ impl Relay {
         self.over
     }
 
-    pub(super) fn has_terminal(&self) -> bool {
-        self.wiring.pty
-    }
-
     /// Whether our own terminal is the program's, and nobody's lines begin at its left.
     pub(super) fn is_raw(&self) -> bool {
         self.raw.is_some() && self.started
@@ -158,6 +140,9 @@ impl Relay {
             if let Some(exit) = self.done() {
                 return Ok(exit);
             }
+            if let Some(exit) = self.unread() {
+                return Ok(exit);
+            }
             let next = self.next(line, signals).await;
             if let Some(exit) = self.apply(line, outage, next)? {
                 return Ok(exit);
@@ -168,7 +153,7 @@ impl Relay {
     async fn next(&mut self, line: &mut Line, signals: &mut Signals) -> Next {
         let over = self.exit.is_some();
         // What is typed ahead waits in the terminal until it is raw.
-        let typed_ahead = self.raw.is_some() && !self.started;
+        let typed_ahead = (self.raw.is_some() || self.wiring.guest) && !self.started;
         let stdin = self.stdin.as_ref();
         let stdin = stdin.filter(|stdin| !over && !typed_ahead && stdin.is_open());
         let stdin = stdin.filter(|_| line.room() > 0);
@@ -221,7 +206,7 @@ impl Relay {
             }
             Next::Written => {
                 self.pump();
-                None
+                self.unread()
             }
             Next::Server(_) | Next::Redraw => None,
         }
@@ -254,11 +239,6 @@ impl Relay {
             }
         }
         self.account(line);
-        let unread = self.stdout.sink.failure().is_some() || self.stderr.sink.failure().is_some();
-        if self.wiring.shared && unread && self.exit.is_none() {
-            let gone = ("output_closed", "nobody reads the output any more");
-            return Ok(Some(self.leave(Some(line), 0, None, Some(gone))));
-        }
         Ok(None)
     }
 
@@ -290,10 +270,7 @@ impl Relay {
                 }
             }
             Happening::Gap(at, gap) if line.is_of(at) => {
-                let gaps = self.wiring.gaps;
-                if let Some(output) = self.output(gap.stream) {
-                    output.go_on_at(gap.offset, gaps)?;
-                }
+                self.go_on_at(gap.stream, gap.offset, self.wiring.gaps, true)?;
             }
             Happening::Room(at) if line.is_of(at) => self.room(line),
             Happening::Exit(at, exit) if line.is_of(at) => {
@@ -320,38 +297,43 @@ impl Relay {
     fn begun(&mut self, line: &mut Line, started: &Started) -> Result<(), ClientError> {
         line.answered = true;
         // Who attaches to a job of somebody else takes it as it is.
-        let gaps = self.wiring.gaps || (line.attached && !self.started);
+        let first = line.attached && !self.started;
         self.started = true;
-        let told = [
-            (&mut self.stdout, started.stdout),
-            (&mut self.stderr, started.stderr),
-        ];
-        for (output, offset) in told {
+        for (stream, offset) in [
+            (Stream::Stdout, started.stdout),
+            (Stream::Stderr, started.stderr),
+        ] {
             if let Some(offset) = offset {
-                output.go_on_at(offset, gaps)?;
+                let gaps = self.wiring.gaps || first;
+                self.go_on_at(stream, offset, gaps, !first || self.wiring.whole)?;
             }
         }
+        self.wiring.pty |= started.pty;
         if started.pty && self.raw.is_none() && self.stdin.is_some() {
             self.raw = RawMode::new().unwrap_or_default();
         }
         if let Some(stdin) = &mut self.stdin {
             match (line.attached, started.stdin_closed) {
                 (_, true) => stdin.stop(),
+                (true, false) if first => stdin.begin_at(started.stdin),
                 (true, false) => stdin.go_on_at(started.stdin)?,
                 (false, false) => {}
             }
             stdin.started(line.kept);
-            if self.raw.is_some() {
+            // Also where the job has no terminal: there must be a way to leave it alone.
+            let person = self.wiring.guest && isatty(rustix::stdio::stdin());
+            if self.raw.is_some() || person {
                 stdin.watch_for_escapes();
             }
         }
         if let Some(raw) = &mut self.raw {
             raw.enter();
         }
-        self.wiring.pty |= started.pty;
-        if self.wiring.pty && line.attached {
+        if !self.shows_size() {
+            // Its window is another client's.
+        } else if line.attached {
             self.draw_anew(line);
-        } else if self.wiring.pty {
+        } else {
             // The window may have changed since the start was asked for.
             resize(line);
         }
@@ -416,7 +398,7 @@ impl Relay {
 
     fn signal(&mut self, line: Option<&mut Line>, signal: i32) -> Option<Exit> {
         match signal {
-            libc::SIGWINCH if self.wiring.pty => {
+            libc::SIGWINCH if self.shows_size() => {
                 line.into_iter().for_each(resize);
                 return None;
             }
@@ -431,8 +413,8 @@ impl Relay {
                 line.into_iter().for_each(resize);
                 return None;
             }
-            // What ends the client hangs up the job.
-            _ if self.wiring.pty && signals::ends(signal) => {
+            // What ends the client hangs up the job, unless that is somebody else's.
+            _ if (self.wiring.pty || self.wiring.guest) && signals::ends(signal) => {
                 return Some(self.leave(line, libc::SIGHUP, Some(signal), None));
             }
             libc::SIGINT => self.interrupts += 1,
@@ -462,7 +444,8 @@ impl Relay {
             }
             Asked::Suspend => self.suspend(line),
             Asked::Help => {
-                let _ = write!(io::stderr(), "~?\r\n{HELP}");
+                let help = escapes::help(self.wiring.guest);
+                let _ = write!(io::stderr(), "~?\r\n{help}");
             }
         }
         None
@@ -485,17 +468,19 @@ impl Relay {
         signal: Option<i32>,
         why: Option<(&str, &str)>,
     ) -> Exit {
+        if self.wiring.guest {
+            return self.left("detached", "left; the job runs on");
+        }
         let unheard = (
             "left",
             "left while there was no connection; the server ends the job when its grace time is over",
         );
         let why = match &line {
-            None if self.exit.is_none() && !self.wiring.shared => Some(unheard),
+            None if self.exit.is_none() => Some(unheard),
             _ => why,
         };
         if let Some(line) = line
             && self.exit.is_none()
-            && !self.wiring.shared
         {
             line.end_tree(first);
         }
@@ -547,7 +532,7 @@ impl Relay {
             output.account(line);
             if output.sink.failure().is_some() && !output.closed {
                 output.closed = true;
-                if self.exit.is_none() && !self.wiring.shared {
+                if self.exit.is_none() && !self.wiring.guest {
                     // As a local program would get SIGPIPE.
                     line.end_tree(libc::SIGPIPE);
                 }
@@ -566,7 +551,11 @@ impl Relay {
         if !self.stdout.sink.is_empty() || !self.stderr.sink.is_empty() {
             return None;
         }
-        let exit = self.exit.take()?;
+        let exit = match self.exit.take() {
+            Some(exit) => exit,
+            None if self.is_enough() => Exit::default(),
+            None => return None,
+        };
         self.over = true;
         for output in [&mut self.stdout, &mut self.stderr] {
             if output.sink.failure().is_none() {

@@ -58,6 +58,11 @@ impl Signals {
         Ok(Self(signals))
     }
 
+    /// None at all: each does to this process what it does to any.
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// The next signal.
     ///
     /// # Cancel safety

@@ -281,6 +281,11 @@ impl Stdin {
         Ok(())
     }
 
+    /// What is here is the job's from this offset on: what is before came from others.
+    pub(super) fn begin_at(&mut self, offset: u64) {
+        self.unacked = Unacked::starting_at(offset);
+    }
+
     /// Nothing more may be sent on this line.
     pub(super) fn stop(&mut self) {
         self.done = true;

@@ -1,0 +1,344 @@
+//! `bowline attach` and `bowline logs`: the streams of jobs that others started.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, ChildStderr, ChildStdout, Stdio};
+
+use serde_json::{Value, json};
+
+use super::{Gate, begin, begin_with, done, ended, first_output, id};
+use crate::faults::way::Way;
+use crate::resume::numbers;
+use crate::server::{Server, signal_process};
+use crate::terminal::Terminal;
+
+const INT: i32 = 2;
+
+/// A client that goes on, with pipes on all of its streams.
+pub(super) struct Client {
+    child: Child,
+    out: Option<BufReader<ChildStdout>>,
+    err: BufReader<ChildStderr>,
+}
+
+impl Client {
+    pub(super) fn start(server: &Server, args: &[&str]) -> Client {
+        let mut child = server
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().map(BufReader::new);
+        let err = BufReader::new(child.stderr.take().unwrap());
+        Client { child, out, err }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
+    }
+
+    pub(super) fn hears(&mut self, line: &str) {
+        assert_eq!(self.line(), line);
+    }
+
+    /// Waits until bowline itself says this.
+    pub(super) fn says(&mut self, what: &str) {
+        let mut said = String::new();
+        while !said.contains(what) {
+            let from = said.len();
+            self.err.read_line(&mut said).unwrap();
+            assert!(said.len() > from, "{said}");
+        }
+    }
+
+    fn send(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// What else comes on its stdout and stderr, and its status: 1000 more for a signal.
+    pub(super) fn end(mut self) -> (String, String, i32) {
+        let (mut out, mut err) = (String::new(), String::new());
+        if let Some(stdout) = &mut self.out {
+            stdout.read_to_string(&mut out).unwrap();
+        }
+        self.err.read_to_string(&mut err).unwrap();
+        let status = self.child.wait().unwrap();
+        let status = status
+            .code()
+            .or(status.signal().map(|signal| 1000 + signal));
+        (out, err, status.unwrap())
+    }
+}
+
+/// Whether a job runs, as `bowline jobs` shows it.
+fn runs(server: &Server, beginning: &str) -> bool {
+    let (stdout, ..) = done(server, &["jobs", "--json", &server.target()]);
+    stdout.contains(&id(beginning))
+}
+
+#[test]
+fn two_that_are_attached_get_the_same() {
+    let server = Server::start();
+    let target = server.target();
+    let gate = Gate::new(&server, "gate");
+    let text = format!(
+        "echo up; : < {}; seq 1 200000; echo err >&2; exit 9",
+        gate.0.display()
+    );
+    begin(&server, "a", &text);
+    let mut clients =
+        [(); 2].map(|()| Client::start(&server, &["attach", "-n", "--from-start", &target, "a"]));
+    for client in &mut clients {
+        client.hears("up\n");
+    }
+    let opened = gate.open();
+    for client in clients {
+        let (out, err, status) = client.end();
+        assert!(out == numbers(200_000), "{} bytes", out.len());
+        assert_eq!((err.as_str(), status), ("err\n", 9));
+    }
+    drop(opened);
+}
+
+#[test]
+fn what_has_ended_is_shown_again_and_again() {
+    let server = Server::start();
+    let target = server.target();
+    ended(&server, "a", "echo out; echo err >&2; exit 7");
+    let whole = id("a");
+    let own = |out: &str, err: &str, status| (out.to_owned(), err.to_owned(), status);
+    for _ in 0..2 {
+        for name in ["a", &whole] {
+            let all = done(&server, &["attach", "--from-start", &target, name]);
+            assert_eq!(all, own("out\n", "err\n", 7));
+            assert_eq!(done(&server, &["attach", &target, name]), own("", "", 7));
+            for flags in [&[][..], &["-f"]] {
+                let logs = |more: &[&str]| {
+                    done(&server, &[&["logs", &target, name], flags, more].concat())
+                };
+                assert_eq!(logs(&[]), own("out\n", "err\n", 0));
+                assert_eq!(logs(&["--stream", "stdout"]), own("out\n", "", 0));
+                assert_eq!(logs(&["--stream", "stderr"]), own("", "err\n", 0));
+                let (out, err, status) = logs(&["--json"]);
+                let mut lines: Vec<&str> = out.lines().collect();
+                lines.sort_unstable();
+                let expected = [
+                    r#"{"stream":"stderr","offset":0,"text":"err\n"}"#,
+                    r#"{"stream":"stdout","offset":0,"text":"out\n"}"#,
+                ];
+                assert_eq!((lines, err.as_str(), status), (expected.to_vec(), "", 0));
+            }
+        }
+    }
+    let (out, ..) = done(&server, &["attach", "--json", &target, "a"]);
+    let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["outcome"], &last["code"], &last["job"]),
+        (&json!("exited"), &json!(7), &json!(whole))
+    );
+    assert_eq!(done(&server, &["forget", &target, "a"]).2, 0);
+    for command in ["attach", "logs"] {
+        let (out, err, status) = done(&server, &[command, &target, "a"]);
+        assert_eq!((out.as_str(), status), ("", 255), "{command}");
+        assert!(err.contains("[no_such_job]"), "{command}: {err}");
+    }
+}
+
+#[test]
+fn whoever_attaches_last_has_the_input_and_sees_what_comes_then() {
+    let server = Server::start();
+    let target = server.target();
+    let text = "echo before; read a; echo one $a; read b; echo two $b; exit 4";
+    let mut job = begin_with(&server, "a", text, &json!({"null_stdin": false}));
+    assert_eq!(first_output(&mut job), "before\n");
+    let mut first = Client::start(&server, &["attach", "--from-now", &target, "a"]);
+    first.send("x\n");
+    first.hears("one x\n");
+    let mut second = Client::start(&server, &["attach", &target, "a"]);
+    // It goes on behind what the first has sent.
+    second.send("y\n");
+    second.hears("two y\n");
+    assert_eq!(second.end(), (String::new(), String::new(), 4));
+    let (out, err, status) = first.end();
+    assert_eq!((out.as_str(), status), ("", 255));
+    assert!(err.contains("[attached_elsewhere]"), "{err}");
+}
+
+#[test]
+fn logs_end_with_what_is_there_and_with_f_with_the_job() {
+    let server = Server::start();
+    let target = server.target();
+    let gate = Gate::new(&server, "gate");
+    let text = format!("echo up; : < {}; echo down; exit 3", gate.0.display());
+    let mut job = begin(&server, "a", &text);
+    first_output(&mut job);
+    assert_eq!(
+        done(&server, &["logs", &target, "a"]),
+        ("up\n".to_owned(), String::new(), 0)
+    );
+    let follow = ["logs", "-f", &target, "a"];
+    let mut interrupted = Client::start(&server, &follow);
+    interrupted.hears("up\n");
+    signal_process(interrupted.child.id(), INT);
+    assert_eq!(interrupted.end().2, 1000 + INT);
+    assert!(runs(&server, "a"), "only the client was interrupted");
+    let mut client = Client::start(&server, &follow);
+    client.hears("up\n");
+    let opened = gate.open();
+    assert_eq!(client.end(), ("down\n".to_owned(), String::new(), 0));
+    drop(opened);
+}
+
+#[test]
+fn a_reader_that_has_had_enough_ends_no_job() {
+    let server = Server::start();
+    let target = server.target();
+    begin(&server, "a", "while :; do echo y; done");
+    for (args, status, said) in [
+        (&["logs", "-f"][..], 0, ""),
+        (&["logs", "-f", "--json"], 0, ""),
+        (&["attach", "-n", "--from-start"], 255, "[output_closed]"),
+    ] {
+        let mut client = Client::start(&server, &[args, &[&target, "a"]].concat());
+        client.line();
+        client.out = None;
+        let (_, err, ended) = client.end();
+        assert_eq!(ended, status, "{args:?}: {err}");
+        assert!(
+            err.contains(said) && err.is_empty() == said.is_empty(),
+            "{args:?}: {err}"
+        );
+        assert!(runs(&server, "a"), "{args:?}");
+    }
+    assert_eq!(done(&server, &["kill", &target, "a"]).2, 0);
+}
+
+#[test]
+fn a_line_that_breaks_costs_nothing() {
+    let server = Server::start();
+    let way = Way::to(server.port().unwrap());
+    let target = way.target();
+    for (name, args, status) in [
+        ("a", &["logs", "-f"][..], 0),
+        ("b", &["attach", "-n", "--from-start"], 3),
+    ] {
+        let gate = Gate::new(&server, name);
+        let text = format!("echo up; : < {}; seq 1 100000; exit 3", gate.0.display());
+        begin(&server, name, &text);
+        let trust = ["--trust", "new", &target, name];
+        let mut client = Client::start(&server, &[args, &trust].concat());
+        client.hears("up\n");
+        way.cut(name == "a");
+        client.says("the connection is lost");
+        client.says("connected again after");
+        let opened = gate.open();
+        let (out, err, ended) = client.end();
+        assert!(out == numbers(100_000), "{args:?}: {} bytes", out.len());
+        assert_eq!((err.as_str(), ended), ("", status), "{args:?}");
+        drop(opened);
+    }
+}
+
+#[test]
+fn what_is_not_kept_is_told_as_a_gap() {
+    let server = Server::start();
+    let target = server.target();
+    let text = "head -c 20000000 /dev/zero | tr '\\0' y";
+    begin(&server, "a", text);
+    // Whoever takes over the input takes over what the program waits for, too.
+    let mut reader = Client::start(&server, &["attach", "--from-start", &target, "a"]);
+    let mut all = Vec::new();
+    reader.out.as_mut().unwrap().read_to_end(&mut all).unwrap();
+    assert_eq!((all.len(), reader.end().2), (20_000_000, 0));
+    let (out, err, status) = done(&server, &["logs", "--json", &target, "a"]);
+    let mut lines = out
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let gap = lines.next().unwrap();
+    let to = gap["gap"]["to"].as_u64().unwrap();
+    assert_eq!(
+        gap,
+        json!({"stream": "stdout", "gap": {"from": 0, "to": to}})
+    );
+    let rest: usize = lines.map(|line| line["text"].as_str().unwrap().len()).sum();
+    assert_eq!((to + rest as u64, status), (20_000_000, 0));
+    assert!(
+        err.contains(&format!("{to} bytes of stdout were dropped")),
+        "{err}"
+    );
+    // Who begins with what comes now misses nothing.
+    let (_, err, _) = done(&server, &["attach", "--json", &target, "a"]);
+    assert_eq!(err, "");
+}
+
+#[test]
+fn at_a_terminal_one_leaves_and_comes_back() {
+    let server = Server::start();
+    let target = server.target();
+    let text = "trap 'stty size' WINCH; echo up
+        while :; do read x && echo got $x; [ \"$x\" = bye ] && exit 3; done";
+    let pty = json!({"term": "xterm", "cols": 80, "rows": 24});
+    let mut job = begin_with(
+        &server,
+        "a",
+        text,
+        &json!({"null_stdin": false, "pty": pty}),
+    );
+    assert_eq!(first_output(&mut job), "up\r\n");
+    let mut terminal = Terminal::start(&server.command(&["attach", &target, "a"]));
+    terminal.resize(100, 40);
+    // Its window changes for every program to see, and is ours then.
+    terminal.expect("40 100");
+    assert!(!terminal.is_cooked());
+    terminal.type_in("hello\r");
+    terminal.expect("got hello");
+    terminal.type_in("~?");
+    terminal.expect("leave; the job runs on");
+    terminal.type_in("~.");
+    let (status, shown) = terminal.end_cooked();
+    assert_eq!(status.code(), Some(255), "{shown}");
+    assert!(shown.contains("the job runs on [detached]"), "{shown}");
+    assert!(runs(&server, "a"));
+
+    let mut terminal = Terminal::start(&server.command(&["attach", "--from-start", &target, "a"]));
+    terminal.expect("got hello");
+    terminal.type_in("bye\r");
+    terminal.expect("got bye");
+    let (status, shown) = terminal.end_cooked();
+    assert_eq!(status.code(), Some(3), "{shown}");
+}
+
+#[test]
+fn without_a_terminal_of_its_own_a_job_can_be_left_too() {
+    let server = Server::start();
+    let target = server.target();
+    let text = "trap 'echo heard' INT; echo up; while :; do read x && echo got $x; done";
+    let mut job = begin_with(&server, "a", text, &json!({"null_stdin": false}));
+    assert_eq!(first_output(&mut job), "up\n");
+    let attach = server.command(&["attach", "--from-start", &target, "a"]);
+    let mut terminal = Terminal::start(&attach);
+    terminal.expect("up");
+    assert!(terminal.is_cooked());
+    terminal.type_in("hello\n");
+    terminal.expect("got hello");
+    terminal.type_in("~.\n");
+    let (status, shown) = terminal.end();
+    assert_eq!(status.code(), Some(255), "{shown}");
+    assert!(shown.contains("[detached]"), "{shown}");
+    // The first Ctrl-C is the job's, the second is for the client.
+    let mut terminal = Terminal::start(&attach);
+    terminal.expect("got hello");
+    terminal.type_in("\x03");
+    terminal.expect("heard");
+    terminal.type_in("\x03");
+    let (status, shown) = terminal.end();
+    assert_eq!(status.code(), Some(255), "{shown}");
+    assert!(shown.contains("[detached]"), "{shown}");
+    assert!(runs(&server, "a"));
+    assert_eq!(done(&server, &["kill", &target, "a"]).2, 0);
+}
