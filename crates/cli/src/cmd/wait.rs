@@ -5,15 +5,18 @@
 
 use std::collections::VecDeque;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use bowline::client::{ClientError, Connection, Happening};
+use bowline::client::{Beat, ClientError, Connection, Happening, Pulse};
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{Attach, Exit, Jobs, List, Refused};
 use bowline_proto::outcome::{Happened, Outcome};
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::dial::{ConnectFlags, Dialer};
 use super::job_name::{JobName, find};
 use super::jobs::state;
+use super::run::{Outage, PatienceFlags};
 use crate::exit;
 use crate::report::Report;
 use crate::stderr::tell;
@@ -68,11 +71,7 @@ async fn wait_for_all(
         quiet,
     };
     let mut waiting = Waiting::new(jobs, teller);
-    match waiting.attempt(dialer).await {
-        Ok(()) => {}
-        Err(Stop::Output(error)) => return Err(error),
-        Err(Stop::Client(error)) => waiting.give_up(&error)?,
-    }
+    waiting.wait(dialer).await?;
     Ok(ExitCode::from(waiting.status()))
 }
 
@@ -145,6 +144,8 @@ struct Under {
     attached: Vec<(Channel, usize)>,
     /// Lists that were asked for, of a job each.
     looked_up: VecDeque<usize>,
+    pulse: Pulse,
+    beats: Interval,
 }
 
 impl<'a> Waiting<'a> {
@@ -172,12 +173,44 @@ impl<'a> Waiting<'a> {
         self.jobs.get(place).map(|(job, _)| *job)
     }
 
-    /// Waits for all that have no outcome yet, over one connection.
-    async fn attempt(&mut self, dialer: &mut Dialer) -> Result<(), Stop> {
-        let mut connection = dialer.enter().await?;
-        if !connection.has_attachments().await? {
-            return Err(ClientError::NoAttachments.into());
+    /// Waits for all of them, over as many lines as it takes.
+    ///
+    /// # Errors
+    /// Where stdout takes no outcome.
+    async fn wait(&mut self, dialer: &mut Dialer) -> anyhow::Result<()> {
+        let patience = PatienceFlags::default().patience(dialer.settings());
+        dialer.bound_silence(patience.silence);
+        let quiet = self.teller.quiet;
+        let mut outage = Outage::new(self.teller.target, quiet, patience.grace());
+        loop {
+            dialer.hurry(outage.hurry());
+            let error = match self.attempt(dialer, &mut outage, patience.silence).await {
+                Ok(()) => return Ok(()),
+                Err(Stop::Output(error)) => return Err(error),
+                Err(Stop::Client(error)) => error,
+            };
+            let pause = match (error.failure(), outage.is_down()) {
+                (Some(_), false) => Some(outage.begins()),
+                (Some(failure), true) => outage.goes_on(failure),
+                (None, _) => None,
+            };
+            let Some(pause) = pause else {
+                return self.give_up(&error);
+            };
+            outage.tell(&error, false);
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Waits for all that have no outcome yet, over one connection.
+    async fn attempt(
+        &mut self,
+        dialer: &mut Dialer,
+        outage: &mut Outage,
+        silence: Duration,
+    ) -> Result<(), Stop> {
+        let connection = entered(dialer).await?;
+        outage.is_over(false);
         let open = self.jobs.iter().enumerate();
         let open = open.filter(|(_, (_, status))| status.is_none());
         let mut under = Under {
@@ -185,13 +218,15 @@ impl<'a> Waiting<'a> {
             next: open.map(|(place, _)| place).collect(),
             attached: Vec::new(),
             looked_up: VecDeque::new(),
+            pulse: Pulse::default(),
+            beats: beats(silence),
         };
         loop {
             self.attach_more(&mut under)?;
             if under.attached.is_empty() && under.looked_up.is_empty() {
                 break;
             }
-            let happening = under.connection.next().await?;
+            let happening = under.next(silence).await?;
             self.apply(&mut under, happening)?;
         }
         // No goodbye: a server takes that for "the outcomes are no longer needed".
@@ -297,7 +332,44 @@ impl<'a> Waiting<'a> {
     }
 }
 
+/// Connects, to a server that can be waited at.
+async fn entered(dialer: &mut Dialer) -> Result<Connection, ClientError> {
+    // One that has made a connection and then says nothing is not waited for.
+    let time = dialer.timeout();
+    let entered = async {
+        let mut connection = dialer.enter().await?;
+        match connection.has_attachments().await? {
+            true => Ok(connection),
+            false => Err(ClientError::NoAttachments),
+        }
+    };
+    let entered = tokio::time::timeout(time, entered).await;
+    entered.unwrap_or(Err(ClientError::Timeout(time)))
+}
+
+fn beats(silence: Duration) -> Interval {
+    let every = Pulse::interval(silence);
+    let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}
+
 impl Under {
+    /// What the server says next; an error where nothing at all is heard for too long.
+    async fn next(&mut self, silence: Duration) -> Result<Happening, ClientError> {
+        loop {
+            tokio::select! {
+                biased;
+                happening = self.connection.next() => return happening,
+                _ = self.beats.tick() => {}
+            }
+            match self.pulse.beat(self.connection.heard()) {
+                Beat::Ping => self.connection.ping(0),
+                Beat::Silent => return Err(ClientError::Silent(silence)),
+            }
+        }
+    }
+
     /// The job on a channel, which is over.
     fn take(&mut self, channel: Channel) -> Option<usize> {
         let at = self.attached.iter().position(|(it, _)| *it == channel)?;

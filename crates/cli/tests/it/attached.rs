@@ -11,6 +11,8 @@ use std::process::{Command, Output, Stdio};
 use bowline_proto::frame::Kind;
 use serde_json::{Value, json};
 
+use self::streams::Client;
+use crate::faults::way::Way;
 use crate::hostile::raw::{Raw, message};
 use crate::resume::{raw, start};
 use crate::run::wait_gone;
@@ -302,4 +304,26 @@ fn nobody_sees_the_jobs_of_others() {
     );
     assert_eq!(stdout, "");
     assert_eq!(done(&server, &["kill", &target, "ab"]).2, 0);
+}
+
+#[test]
+fn a_line_that_breaks_is_waited_through() {
+    let server = Server::start();
+    let gate = Gate::new(&server, "gate");
+    let way = Way::to(server.port().unwrap());
+    let target = way.target();
+    begin(&server, "a", &format!(": < {}; exit 3", gate.0.display()));
+    ended(&server, "b", "exit 0");
+    let args = ["wait", "--trust", "new", &target, "b", "a"];
+    let mut client = Client::start(&server, &args);
+    // What it was let in for: before that a line is made anew without a word.
+    client.hears(&format!("{}  exited 0\n", id("b")));
+    way.cut(true);
+    client.says("the connection is lost");
+    client.says("connected again after");
+    let opened = gate.open();
+    let (out, err, status) = client.end();
+    let expected = format!("{}  exited 3\n", id("a"));
+    assert_eq!((out, err.as_str(), status), (expected, "", 3));
+    drop(opened);
 }
