@@ -296,6 +296,77 @@ fn nothing_is_kept_for_a_client_that_has_its_outcome() {
     }
 }
 
+/// The first record of TLS, whose length stands in it (RFC 8446, section 5.1): the ClientHello.
+fn first_record(mut client: &TcpStream) -> Vec<u8> {
+    let mut record = vec![0; 5];
+    client.read_exact(&mut record).unwrap();
+    let len = u16::from_be_bytes([record[3], record[4]]);
+    record.resize(5 + usize::from(len), 0);
+    client.read_exact(&mut record[5..]).unwrap();
+    record
+}
+
+/// What a client asks on a line that it gives up may arrive later, and takes the job from what
+/// it has asked for since: it must get it back.
+#[test]
+fn what_was_asked_on_a_line_given_up_takes_the_job_from_nobody() {
+    let server = Server::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    let args = ["--silence", "400ms", &target, "--", "sh", "-c", ECHO];
+    let args = [&["run", "--trust", "new"], &args[..]].concat();
+    let mut client = Traveller::of(&mut server.command(&args));
+    let line = || {
+        let there = ("127.0.0.1", server.port().unwrap());
+        (
+            listener.accept().unwrap().0,
+            TcpStream::connect(there).unwrap(),
+        )
+    };
+    std::thread::scope(|scope| {
+        let pass_on = |(client, server): &(TcpStream, TcpStream)| {
+            let clone = |socket: &TcpStream| socket.try_clone().unwrap();
+            let [there, back] = [
+                (clone(client), clone(server)),
+                (clone(server), clone(client)),
+            ];
+            for (from, to) in [there, back] {
+                scope.spawn(move || pass(&from, &to));
+            }
+        };
+        let first = line();
+        pass_on(&first);
+        client.says("pinned its host key");
+        client.hears("up\n");
+        first.0.shutdown(Shutdown::Both).unwrap();
+        client.says("the connection is lost");
+
+        let (asks, hears) = line();
+        hears.set_nodelay(true).unwrap();
+        (&hears).write_all(&first_record(&asks)).unwrap();
+        let [from, to] = [&hears, &asks].map(|socket| socket.try_clone().unwrap());
+        scope.spawn(move || pass(&from, &to));
+        let mut held = Vec::new();
+        // To the end that the client makes: a reset is one too.
+        let _ = (&asks).read_to_end(&mut held);
+        let third = line();
+        pass_on(&third);
+        client.says("connected again after");
+        (&hears).write_all(&held).unwrap();
+        let said = client.says("the connection is lost");
+        assert!(said.contains("[attached_elsewhere]"), "{said}");
+
+        pass_on(&line());
+        client.says("connected again after");
+        client.send("one\ntwo\n");
+        let (status, out, err) = client.end();
+        assert_eq!((status, out.as_str()), (Some(5), "one\ntwo\n"), "{err}");
+        for socket in [&hears, &third.1] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    });
+}
+
 /// Passes one connection on until the server answers what comes behind the handshake, lets
 /// some bytes of that through, and cuts.
 fn cut_in_the_answer(client: &TcpStream, server: &TcpStream, bytes: usize) {

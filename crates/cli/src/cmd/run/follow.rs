@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use bowline::client::{ClientError, Connection, StartRequest};
+use bowline::client::{ClientError, Connection, Failure, StartRequest};
 use bowline::driver::WireError;
 use bowline_proto::id::JobId;
 use bowline_proto::message::{Attach, AttachFrom, Exit, OnDisconnect};
@@ -142,6 +142,9 @@ pub(in crate::cmd) struct Follower<'a> {
     signals: Option<Signals>,
     /// A server that keeps the job had let us in when it was asked for it.
     kept: bool,
+    /// Lines that were given up before the job was asked for there and answered: what was asked may
+    /// arrive behind what is asked later, and take its place.
+    unanswered: u32,
 }
 
 impl<'a> Follower<'a> {
@@ -163,6 +166,7 @@ impl<'a> Follower<'a> {
             outage: Outage::new(host, quiet, patience.grace()),
             signals: None,
             kept: false,
+            unanswered: 0,
         }
     }
 
@@ -224,6 +228,8 @@ impl<'a> Follower<'a> {
             .follow(&mut line, signals, &mut self.outage)
             .await;
         self.kept |= line.kept && line.is_granted();
+        let answered = line.answered || matches!(followed, Err(ClientError::Refused(_)) | Ok(_));
+        self.unanswered += u32::from(!answered);
         let exit = followed?;
         line.leave(self.job, self.relay.is_at_its_end()).await;
         Ok(exit)
@@ -285,9 +291,14 @@ impl<'a> Follower<'a> {
     /// The pause before another attempt; `None` where none can end better.
     fn pause(&mut self, error: &ClientError) -> Option<Duration> {
         let raw = self.relay.is_raw();
+        let ours = self.is_our_own(error);
+        let failure = match ours {
+            true => Some(Failure::Unanswered),
+            false => error.failure(),
+        };
         if self.outage.is_down() {
             self.outage.tell(error, raw);
-            return match error.failure() {
+            return match failure {
                 Some(failure) => self.outage.goes_on(failure),
                 None => self.dialer.pause_before_another(error),
             };
@@ -295,7 +306,7 @@ impl<'a> Follower<'a> {
         let started = self.relay.started();
         let lost = match error {
             ClientError::Wire(_) => true,
-            error if started => error.failure().is_some(),
+            _ if started || ours => failure.is_some(),
             error => error.is_broken_line(),
         };
         if self.kept && lost {
@@ -310,6 +321,14 @@ impl<'a> Follower<'a> {
             return None;
         }
         self.dialer.pause_before_another(error)
+    }
+
+    /// Whether the job was taken from us by what we had asked for ourselves, on a line that we gave
+    /// up: that is as good as a lost line. One for each (PROTOCOL.md, section 5).
+    fn is_our_own(&mut self, error: &ClientError) -> bool {
+        let ours = error.code() == "attached_elsewhere" && self.unanswered > 0;
+        self.unanswered -= u32::from(ours);
+        ours
     }
 
     /// Whether an earlier attempt had reached the keeper, and only its answer was lost.
