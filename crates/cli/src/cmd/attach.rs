@@ -83,11 +83,12 @@ pub(crate) async fn attach(flags: AttachFlags, quiet: bool) -> anyhow::Result<Ex
         Ok(exit) => Report::new(exit, &flags.target, job),
         Err(failed) => Report::without_exit(failed.outcome(), &flags.target, job),
     };
+    let unwritten = relay.unwritten();
     // Its terminal is as it was before anything is said.
     drop(relay);
     dialer.finish();
-    run::report_to_all(&report, flags.json, None, quiet);
-    Ok(ExitCode::from(report.outcome.exit_status()))
+    let unwritten = run::report_to_all(&report, flags.json, None, quiet).or(unwritten);
+    Ok(run::exit_code(report.outcome.exit_status(), unwritten))
 }
 
 /// The job that is meant; `None` where the name gives none, which is said.

@@ -85,6 +85,7 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
     let host = (flags.target.as_str(), quiet);
     let follower = Follower::new(&mut dialer, &mut relay, (job, &errand), patience, host);
     let followed = follower.follow().await;
+    let unwritten = relay.unwritten();
     drop(relay);
     dialer.finish();
     let outcome = match followed {
@@ -96,11 +97,11 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
     let ours = matches!(outcome.outcome, Happened::Unreachable | Happened::Refused);
     let closed = outcome.error.as_deref() == Some("output_closed");
     if !ours || closed || outcome.error.is_none() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(run::exit_code(0, unwritten));
     }
     let report = Report::without_exit(outcome, &flags.target, job);
-    run::report_to_all(&report, false, None, quiet);
-    Ok(ExitCode::from(u8::MAX))
+    let unwritten = run::report_to_all(&report, false, None, quiet).or(unwritten);
+    Ok(run::exit_code(u8::MAX, unwritten))
 }
 
 /// The job that is meant, and without `-f` how far it has written by now. `None` where the

@@ -25,6 +25,7 @@ mod session;
 mod shell;
 mod slow_line;
 mod stderr;
+mod stdout;
 mod stranger;
 mod terminal;
 mod tidy;

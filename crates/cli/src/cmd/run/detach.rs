@@ -8,7 +8,7 @@ use bowline_proto::id::JobId;
 use bowline_proto::message::{Exit, SpoolPolicy};
 use bowline_proto::outcome::{Happened, Outcome};
 
-use super::{RunFlags, report_to_all};
+use super::{RunFlags, exit_code, report_to_all};
 use crate::cmd::dial::Dialer;
 use crate::exit;
 use crate::inherited;
@@ -85,8 +85,8 @@ pub(super) async fn run(
         Ok(Answer::Over(exit)) => Report::new(exit, &flags.target, job),
         Err((error, asked)) => Report::without_exit(unknown(&error, asked), &flags.target, job),
     };
-    report_to_all(&report, false, status, quiet);
-    Ok(ExitCode::from(report.outcome.exit_status()))
+    let unwritten = report_to_all(&report, false, status, quiet);
+    Ok(exit_code(report.outcome.exit_status(), unwritten))
 }
 
 /// Asks for the job until there is an answer, with the same id: it starts once. An error comes with

@@ -29,6 +29,7 @@ pub(super) use self::detach::DetachFlags;
 pub(crate) use self::follow::PatienceFlags;
 pub(in crate::cmd) use self::follow::{Errand, Follower};
 pub(in crate::cmd) use self::outage::Outage;
+use self::output::Unwritten;
 pub(in crate::cmd) use self::relay::Relay;
 pub(in crate::cmd) use self::wiring::Wiring;
 use super::dial::{ConnectFlags, Dialer};
@@ -138,11 +139,12 @@ async fn follow(flags: RunFlags, request: StartRequest, quiet: bool) -> anyhow::
         Ok(exit) => Report::new(exit, &flags.target, job),
         Err(failed) => Report::without_exit(failed.outcome(), &flags.target, job),
     };
+    let unwritten = relay.unwritten();
     // Its terminal is as it was before anything is said.
     drop(relay);
     dialer.finish();
-    report_to_all(&report, flags.json, status, quiet);
-    Ok(ExitCode::from(report.outcome.exit_status()))
+    let unwritten = report_to_all(&report, flags.json, status, quiet).or(unwritten);
+    Ok(exit_code(report.outcome.exit_status(), unwritten))
 }
 
 /// A terminal like our own. Without one it is a terminal all the same: it was asked for.
@@ -213,24 +215,43 @@ fn variable_of(text: &OsString) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// Tells the outcome to whoever wants it.
-pub(super) fn report_to_all(report: &Report, json: bool, status: Option<OwnedFd>, quiet: bool) {
-    if json {
-        let _ = std::io::stdout().write_all(&report.line());
+/// The status to end with: never 0 where something that the job wrote is lost here, which is said.
+pub(super) fn exit_code(status: u8, unwritten: Option<Unwritten>) -> ExitCode {
+    let Some(unwritten) = unwritten else {
+        return ExitCode::from(status);
+    };
+    tell!("bowline: {unwritten}");
+    match status {
+        0 => ExitCode::from(exit::USAGE),
+        status => ExitCode::from(status),
     }
+}
+
+/// Tells the outcome to whoever wants it. Gives why stdout does not take it.
+pub(super) fn report_to_all(
+    report: &Report,
+    json: bool,
+    status: Option<OwnedFd>,
+    quiet: bool,
+) -> Option<Unwritten> {
+    let written = match json {
+        true => std::io::stdout().write_all(&report.line()),
+        false => Ok(()),
+    };
+    let unwritten = written
+        .err()
+        .and_then(|error| Unwritten::new("stdout", error));
     if let Some(fd) = status
         && let Err(error) = report.write_to(fd)
     {
         tell!("bowline: --status-fd: {error} [status_fd_failed]");
     }
-    if quiet {
-        return;
-    }
-    if let Some(sentence) = report.sentence() {
+    if !quiet && let Some(sentence) = report.sentence() {
         tell!("bowline: {sentence}");
         let code = report.outcome.error.as_deref().unwrap_or_default();
         if let Some(hint) = exit::hint(code, &report.host) {
             tell!("  hint: {hint}");
         }
     }
+    unwritten
 }

@@ -1,6 +1,8 @@
 //! One of the job's output streams on its way to one of the client's own, over
 //! all lines that it comes on.
 
+use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -11,6 +13,30 @@ use bytes::Bytes;
 use super::json::Encoder;
 use super::line::Line;
 use super::sink::{Sink, Written};
+
+/// One of our own streams that takes no more, as on a full disk: bytes of the job are lost here.
+#[derive(Debug)]
+pub(in crate::cmd) struct Unwritten {
+    stream: &'static str,
+    error: io::Error,
+}
+
+impl Unwritten {
+    /// None where nobody reads any more: whoever left (`| head`) misses nothing.
+    pub(super) fn new(stream: &'static str, error: io::Error) -> Option<Self> {
+        (error.kind() != io::ErrorKind::BrokenPipe).then_some(Self { stream, error })
+    }
+}
+
+impl fmt::Display for Unwritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stream, error } = self;
+        write!(
+            f,
+            "{stream} cannot be written here: {error} [{stream}_failed]"
+        )
+    }
+}
 
 /// A stream. Offsets are the job's; what the sink counts is what was put into it.
 #[derive(Debug)]
@@ -103,6 +129,17 @@ impl Output {
             // Whether the server had heard that nobody reads is not known.
             self.closed = false;
         }
+    }
+
+    /// Why the job's bytes could not be written here, where it is not that their reader
+    /// has gone.
+    pub(super) fn unwritten(&mut self) -> Option<Unwritten> {
+        let error = self.sink.failure()?;
+        let fd = match self.stream {
+            Stream::Stderr => "stderr",
+            _ => "stdout",
+        };
+        Unwritten::new(fd, error)
     }
 
     /// Tells the server what has arrived. What still comes when nobody reads it any more

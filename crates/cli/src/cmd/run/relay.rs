@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 use super::escapes::{self, Asked};
 use super::line::Line;
 use super::outage::Outage;
-use super::output::Output;
+use super::output::{Output, Unwritten};
 use super::signals::{self, Forwarding, Signals};
 use super::sink::{Written, close_own};
 use super::stdin::{READS_MAX, Stdin};
@@ -97,6 +97,12 @@ impl Relay {
     }
 
     /// The offsets behind the last bytes of stdout and stderr that came.
+    /// What of the job's output is lost here.
+    pub(in crate::cmd) fn unwritten(&mut self) -> Option<Unwritten> {
+        let stdout = self.stdout.unwritten();
+        stdout.or_else(|| self.stderr.unwritten())
+    }
+
     pub(super) fn received(&self) -> [u64; 2] {
         [self.stdout.received(), self.stderr.received()]
     }
