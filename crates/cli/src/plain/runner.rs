@@ -148,7 +148,7 @@ impl Runner {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a text in the shell of the account, with nothing to read.
+    /// Runs a text in `/bin/sh`, with nothing to read.
     ///
     /// # Errors
     /// [`RunError`]; a command that fails is none.
@@ -330,9 +330,8 @@ impl Line {
             .time
             .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let request = StartRequest {
-            argv: vec![text],
+            argv: shell_argv(text),
             cwd: allowance.cwd.clone(),
-            shell: true,
             null_stdin: true,
             timeout_ms,
             ..StartRequest::default()
@@ -407,6 +406,13 @@ impl Line {
         self.channels.remove(&job.key);
         Some(job)
     }
+}
+
+/// The shell of system(3), as everybody's servers take it: an account's own may start slowly, or
+/// speak another language. A text that begins with a dash is a text too.
+fn shell_argv(text: Vec<u8>) -> Vec<Vec<u8>> {
+    let [shell, option, rest] = ["/bin/sh", "-c", "--"].map(|part| part.as_bytes().to_vec());
+    vec![shell, option, rest, text]
 }
 
 impl Running {

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bowline::net::{Answer, Peer};
@@ -66,6 +67,8 @@ pub(crate) struct Time {
     text_from: Vec<Network>,
     /// Serve this machine's clock under this stratum also where the kernel vouches for nothing.
     local_stratum: Option<u8>,
+    /// What was said of the clock last, and in which second.
+    said: Mutex<Option<(i128, ClockState)>>,
 }
 
 impl Time {
@@ -73,14 +76,28 @@ impl Time {
         Self {
             text_from,
             local_stratum,
+            said: Mutex::new(None),
         }
+    }
+
+    /// What an answer says of the clock. The kernel is asked once a second, since its own
+    /// figures move once a second; so what somebody sets in between is told that much later.
+    fn clock(&self, nanos: i128) -> ClockState {
+        let second = nanos.div_euclid(1_000_000_000);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, clock)) = said.filter(|(then, _)| *then == second) {
+            return clock;
+        }
+        let clock = clock_state(system_clock::kernel_clock().ok(), self.local_stratum);
+        *said = Some((second, clock));
+        clock
     }
 
     /// Answers a datagram into `reply`.
     pub(crate) fn answer(&self, request: &[u8], peer: &Peer, reply: &mut Vec<u8>) -> Answer {
         if ntp::is_packet(request) {
             let received = now_nanos();
-            let clock = clock_state(system_clock::kernel_clock().ok(), self.local_stratum);
+            let clock = self.clock(received);
             let Some(packet) = ntp::answer(request, &clock, received, now_nanos()) else {
                 return Answer::Nothing;
             };

@@ -245,6 +245,18 @@ fn several_lines_in_one_send_are_one_command() {
 }
 
 #[test]
+fn a_command_is_a_text_for_sh_whatever_it_begins_with() {
+    let server = exec("raw", &[]);
+    let said = stock("client_raw.py", server.port(), &[], "echo $0\n-e x\n");
+    let (shell, wrong) = said.split_once("\n\n").unwrap();
+    assert_eq!(shell, "/bin/sh");
+    assert!(
+        wrong.contains("-e") && wrong.contains("not found"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_hostile_message_ends_its_own_connection() {
     let server = exec("framed", &[]);
     let header = |text: &str| {
