@@ -225,8 +225,11 @@ fn job_row(row: Row, live: &super::Shared) -> JobRow {
         pid,
         unix_ms: row.asked.unix_ms,
         command,
+        waits: match row.outcome {
+            None => live.waits(row.asked.job).map(str::to_owned),
+            Some(_) => None,
+        },
         outcome: row.outcome,
-        waits: None,
     }
 }
 

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use bowline_proto::id::JobId;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +117,12 @@ impl Shared {
         job.map(|job| job.pid())
     }
 
+    /// A code that says what the output of a job waits for.
+    fn waits(&self, id: JobId) -> Option<&'static str> {
+        let job = lock(&self.jobs).get(&id).cloned();
+        job.and_then(|job| job.waits())
+    }
+
     /// The jobs of this user whose id starts with `name` and that have no outcome yet.
     fn find(&self, uid: u32, name: &str) -> Vec<Arc<Job>> {
         let fits = |job: &&Arc<Job>| {
@@ -141,6 +148,10 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
         hook(panic);
         std::process::abort();
     }));
+    // Under a limit of the size of files a write is to fail, and not to end everything.
+    let mut too_large = SigSet::empty();
+    too_large.add(Signal::SIGXFSZ);
+    too_large.thread_block().context("SIGXFSZ")?;
     let workers = i32::from(workers.max(1));
     let take = |first: i32| -> anyhow::Result<Vec<OwnedFd>> {
         (first..first + workers)
@@ -163,11 +174,14 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let (recorder, record_thread) = Recorder::start(&start.config.record_dir, keep)
         .with_context(|| format!("the record in {}", start.config.record_dir.display()))?;
     // Before the first connection: whoever comes back must find its job.
-    let spools = Spools::new(&start.config.spool.dir);
+    let spools = Spools::new(&start.config.spool.dir, start.config.spool.bytes_max);
     let mut adoptions = Some(adoptions(&first, &spools)?);
     let jobs = adoptions.iter().flatten();
     let jobs = jobs.map(|adoption| (adoption.job.id, adoption.job.clone()));
-    let jobs = jobs.collect();
+    let jobs: BTreeMap<JobId, Arc<Job>> = jobs.collect();
+    let spool_thread = spools
+        .clean(spool_keep(&start.config), |job| jobs.contains_key(&job))
+        .with_context(|| format!("the folder {}", start.config.spool.dir.display()))?;
     let estate = Arc::new(Estate::new(start.will.take()));
     let (noting, noted) = mpsc::channel(1);
     let mut noted = Some(noted);
@@ -213,6 +227,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     drop(held);
     // The last recorder is gone with the workers; what they recorded is written.
     let _ = record_thread.join();
+    let _ = spool_thread.join();
     // Whoever took over waits for this: nothing is written after it.
     drop(estate);
     Ok(ExitCode::SUCCESS)
@@ -234,6 +249,13 @@ enum Incoming {
     Listeners(Vec<(String, OwnedFd)>),
     /// One connection, on these two descriptors.
     Stdio(OwnedFd, OwnedFd),
+}
+
+fn spool_keep(config: &GateConfig) -> spool::Keep {
+    spool::Keep {
+        age_ms: config.spool.keep_ms,
+        bytes_max: config.spool.keep_bytes_max,
+    }
 }
 
 impl Welcome {

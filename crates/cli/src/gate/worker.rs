@@ -22,7 +22,7 @@ use super::connection::{Connection, Shown};
 use super::job::{Adoption, Owner};
 use super::limits::Limits;
 use super::link::Link;
-use super::{Incoming, Shared, lock};
+use super::{Incoming, Shared, lock, spool_keep};
 use crate::config::GateConfig;
 use crate::ipc::{Source, ToGate, ToKeeper, messages, packet};
 
@@ -181,6 +181,8 @@ impl Worker {
             ToGate::Drain { .. } => stop.cancel(),
             ToGate::Reload { config } => {
                 self.shared.door.set_limits(Limits::from(&*config));
+                self.shared.spools.keep(spool_keep(&config));
+                self.shared.spools.account.set_max(config.spool.bytes_max);
                 *lock(&self.shared.config) = Arc::new(*config);
             }
             // An answer to a connection or job that is gone.

@@ -1,6 +1,8 @@
 //! Detached jobs: they belong to no connection, what they write is on the server's disk, and what
 //! they came to is told long after.
 
+mod limits;
+
 use std::path::PathBuf;
 
 use bowline_proto::frame::Kind;
@@ -34,11 +36,10 @@ fn leave(server: &Server, number: u64, text: &str, keys: &Value) {
     first.until(Kind::Started, 1);
 }
 
-/// Its stdout and its outcome, in the form of the wire.
+/// Its stdout, as much of it as is kept, and its outcome in the form of the wire.
 fn read(server: &Server, number: u64) -> (Vec<u8>, Value) {
-    let mut raw = raw(server);
-    raw.send(&attach(1, number, &json!({"stdin": false})));
-    rest(&mut raw, 1, Kind::Stdout)
+    let (bytes, exit) = all_of(server, number);
+    (bytes, serde_json::to_value(exit).unwrap())
 }
 
 #[test]
@@ -132,6 +133,9 @@ fn what_it_wrote_is_read_by_anybody_of_the_user_until_it_is_forgotten() {
     last.send(&message(Kind::Forget, 0, &json!({"job": job(1)})));
     last.send(&attach(1, 1, &json!({})));
     assert_eq!(last.until(Kind::Refused, 1).text("code"), "no_such_job");
+    // The rest goes a moment later, and at the server's end at the latest.
+    server.signal(TERM);
+    server.wait();
     let left = std::fs::read_dir(server.dir().join("state/spool")).unwrap();
     assert_eq!(left.count(), 0);
 }

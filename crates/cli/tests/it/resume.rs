@@ -7,7 +7,7 @@
 pub(crate) mod client;
 
 use bowline::client::Happening;
-use bowline_proto::frame::Kind;
+use bowline_proto::frame::{Kind, Stream};
 use bowline_proto::id::JobId;
 use bowline_proto::limits::PROTOCOL;
 use bowline_proto::message::{Attach, Exit};
@@ -427,7 +427,7 @@ fn a_job_that_nobody_comes_back_to_is_ended_after_its_grace() {
     }
 }
 
-/// All of stdout of a job that nobody has read yet, and its outcome.
+/// All of stdout of a job that nobody has read yet, behind the last gap if there is one, and its outcome.
 pub(crate) fn all_of(server: &Server, number: u64) -> (Vec<u8>, Exit) {
     let socket = server.dir().join("socket");
     block_on(async {
@@ -448,8 +448,11 @@ pub(crate) fn all_of(server: &Server, number: u64) -> (Vec<u8>, Exit) {
                     ..
                 } => {
                     connection.consumed(channel, stream, part.len() as u64);
-                    bytes.extend_from_slice(&part);
+                    if stream == Stream::Stdout {
+                        bytes.extend_from_slice(&part);
+                    }
                 }
+                Happening::Gap(_, gap) if gap.stream == Stream::Stdout => bytes.clear(),
                 Happening::Exit(_, exit) => return (bytes, exit),
                 Happening::Refused(_, refused) => panic!("{refused:?}"),
                 _ => {}

@@ -6,7 +6,7 @@ use std::task::Context;
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
-use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, SpoolPolicy, Start};
+use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, Start};
 use bowline_proto::session::RecvFlow;
 
 use super::super::job::{AttachError, Attachment, Done, Job, Owner};
@@ -82,12 +82,6 @@ impl Connection {
             return Err(("draining", "the server is stopping"));
         }
         self.has_room()?;
-        if start.detach && start.spool == SpoolPolicy::DropOldest {
-            return Err((
-                "not_permitted",
-                "this server does not drop the output of detached jobs",
-            ));
-        }
         if start.detach && !self.worker.shared.estate.stays() {
             return Err((
                 "not_permitted",

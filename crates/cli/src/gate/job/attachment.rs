@@ -6,7 +6,7 @@ use std::task::Context;
 
 use bowline_proto::frame::Stream;
 use bowline_proto::id::Channel;
-use bowline_proto::message::{Exit, Started};
+use bowline_proto::message::{Exit, Gap, Started};
 use bowline_proto::outcome::Happened;
 use bowline_proto::session::{PutError, RecvFlow, SendFlow, Session};
 
@@ -36,6 +36,8 @@ pub(in crate::gate) enum Done {
     Displaced,
     /// The output cannot be read.
     Failed,
+    /// Some of it was dropped, and the client cannot be told so.
+    Lost,
 }
 
 /// What a look at the job showed.
@@ -119,10 +121,7 @@ impl Attachment {
                     progress |= moved;
                     sent &= ended;
                 }
-                Err(error) => {
-                    tracing::error!(%error, job = %self.job.id, "output cannot be read");
-                    return (true, Some(Done::Failed));
-                }
+                Err(done) => return (true, Some(done)),
             }
         }
         match seen.stage {
@@ -135,6 +134,7 @@ impl Attachment {
     /// taken this one's place.
     fn look(&self, cx: &Context<'_>, session: &Session, channel: Channel) -> Option<Seen> {
         let mut state = self.job.state();
+        let state = &mut *state;
         let reader = state.attachments.get_mut(&self.id)?;
         remember(&mut reader.waker, cx);
         let mut news = false;
@@ -148,6 +148,11 @@ impl Attachment {
             }
         }
         if news {
+            if reader.counts {
+                for (read, acked) in state.read.iter_mut().zip(reader.acked) {
+                    *read = acked.map_or(*read, |acked| acked.max(*read));
+                }
+            }
             state.raise_floors();
         }
         Some(Seen {
@@ -201,7 +206,7 @@ impl Attachment {
         channel: Channel,
         stream: Stream,
         output: &Output,
-    ) -> io::Result<(bool, bool)> {
+    ) -> Result<(bool, bool), Done> {
         let flow = session.sending(channel, stream);
         let (sent, ended) = flow.map_or((0, true), |flow| (flow.sent(), flow.ended()));
         let there = output.readable().saturating_sub(sent);
@@ -213,11 +218,24 @@ impl Attachment {
             let _ = session.put_end(channel, stream);
             return Ok((true, true));
         }
+        let offset = output.oldest();
+        if sent < offset {
+            return match session.gap(channel, &Gap { stream, offset }) {
+                true => Ok((true, false)),
+                false => Err(Done::Lost),
+            };
+        }
+        let mut dropped = false;
         let put = session.put_with(channel, stream, |space| {
             let max = usize::try_from(there).unwrap_or(usize::MAX);
             let len = space.len().min(max);
             let space = space.get_mut(..len).unwrap_or_default();
             let len = self.job.read(stream, sent, space)?;
+            // What was dropped meanwhile is a hole.
+            dropped = self.job.is_dropped(stream, sent);
+            if dropped {
+                return Ok((0, false));
+            }
             let behind = u64::try_from(len).unwrap_or(u64::MAX);
             if len == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
@@ -225,8 +243,11 @@ impl Attachment {
             Ok((len, complete && behind == there))
         });
         match put {
-            Ok((len, end)) => Ok((len > 0, end)),
-            Err(PutError::Source(error)) => Err(error),
+            Ok((len, end)) => Ok((len > 0 || dropped, end)),
+            Err(PutError::Source(error)) => {
+                tracing::error!(%error, job = %self.job.id, "output cannot be read");
+                Err(Done::Failed)
+            }
             Err(PutError::Closed) => Ok((false, true)),
         }
     }
@@ -240,6 +261,10 @@ impl Done {
             Done::Displaced => owned(
                 "attached_elsewhere",
                 "another attachment has taken over the input of this job",
+            ),
+            Done::Lost => owned(
+                "output_lost",
+                "the output at this offset is not kept any more",
             ),
             Done::Failed => owned("out_of_resources", "the output of this job cannot be read"),
             Done::Exit(exit) if exit.outcome.outcome == Happened::Refused => owned(

@@ -48,7 +48,7 @@ use super::connection::order;
 use super::link::Link;
 use super::lock;
 use super::record::Recorder;
-use super::spool::Spools;
+use super::spool::{Marks, Spools};
 use crate::ipc::{GrantToken, JobSnapshot, JobSpec, Stdin, Stream as KeeperStream, Terms};
 
 /// The streams that come from a job, in the order of every pair of them.
@@ -71,6 +71,8 @@ pub(super) struct Job {
     master: OnceLock<OwnedFd>,
     /// Of a detached job: the files of its output, once there are some.
     files: [OnceLock<File>; 2],
+    /// And what else is known of it.
+    marks: OnceLock<Marks>,
     state: Mutex<State>,
 }
 
@@ -129,6 +131,8 @@ struct State {
     output: [Output; 2],
     stdin: InputState,
     attachments: BTreeMap<u64, Reader>,
+    /// How far somebody has read, from the beginning on.
+    read: [u64; 2],
     next_attachment: u64,
     /// The attachment that stdin comes from.
     holder: Option<u64>,
@@ -138,6 +142,8 @@ struct State {
     /// The server itself has cut the connections, and nobody has come back yet.
     cut: bool,
     owner: Option<Waker>,
+    /// A code that says what its output waits for.
+    waits: Option<&'static str>,
     /// The keeper was asked to start it, so that it may be signalled.
     known: bool,
     /// Signals that came before.
@@ -171,6 +177,8 @@ struct InputState {
 struct Reader {
     /// What it has acknowledged of the streams that it wants.
     acked: [Option<u64>; 2],
+    /// It has, or had no need of, everything before.
+    counts: bool,
     waker: Option<Waker>,
 }
 
@@ -208,6 +216,7 @@ impl Job {
             memfds: OnceLock::new(),
             master: OnceLock::new(),
             files: Default::default(),
+            marks: OnceLock::new(),
             state: Mutex::new(state),
         }
     }
@@ -223,7 +232,7 @@ impl Job {
         state.unix_ms = snapshot.started_unix_ms;
         state.stdin.closed |= !snapshot.open.contains(&KeeperStream::Stdin);
         // Whoever was attached is not, and had not acknowledged everything.
-        state.pinned = true;
+        state.pinned = snapshot.terms.spool.is_none();
         state.cut = snapshot.kept;
         state.known = true;
         let job = Self {
@@ -237,6 +246,7 @@ impl Job {
             memfds: OnceLock::new(),
             master: OnceLock::new(),
             files: Default::default(),
+            marks: OnceLock::new(),
             state: Mutex::new(state),
         };
         let memfds = fds.iter().skip(snapshot.open.len());
@@ -275,6 +285,11 @@ impl Job {
     /// Whether its outcome is kept until somebody has it.
     pub(super) fn is_kept(&self) -> bool {
         self.terms.keep
+    }
+
+    /// What its output waits for, as a code.
+    pub(super) fn waits(&self) -> Option<&'static str> {
+        self.state().waits
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -338,7 +353,7 @@ impl Job {
         }
         state.grant = Some(grant);
         let from = state.output.map(|stream| Some(stream.oldest()));
-        let id = state.enter(from, true);
+        let id = state.enter(from, true, true);
         Some(Attachment::new(self.clone(), id, from, true, true))
     }
 
@@ -351,17 +366,27 @@ impl Job {
         attach: &Attach,
         minor: u32,
     ) -> Result<Attachment, AttachError> {
+        let since = match attach.from {
+            AttachFrom::Since => {
+                let since = self.since(attach.since_ms.unwrap_or(0));
+                Some(since.ok().flatten().ok_or(AttachError::Time)?)
+            }
+            _ => None,
+        };
         let mut state = self.state();
         if state.forgotten && matches!(state.stage, Stage::Over(_)) {
             return Err(AttachError::Forgotten);
         }
         let mut from = [attach.stdout, attach.stderr];
-        for (offset, stream) in from.iter_mut().zip(&state.output) {
+        let since = since.unwrap_or_default();
+        for ((offset, stream), since) in from.iter_mut().zip(&state.output).zip(since) {
             let Some(offset) = offset else { continue };
             match attach.from {
                 AttachFrom::Start => *offset = stream.oldest(),
                 AttachFrom::Now => *offset = stream.readable(),
-                AttachFrom::Since => return Err(AttachError::Time),
+                AttachFrom::Since => {
+                    *offset = since.max(stream.oldest()).min(stream.readable());
+                }
                 AttachFrom::Offset if *offset > stream.readable() => {
                     return Err(AttachError::Offset);
                 }
@@ -371,7 +396,8 @@ impl Job {
                 AttachFrom::Offset => *offset = stream.oldest().max(*offset),
             }
         }
-        let id = state.enter(from, attach.stdin);
+        let counts = matches!(attach.from, AttachFrom::Start | AttachFrom::Offset);
+        let id = state.enter(from, attach.stdin, counts);
         Ok(Attachment::new(self.clone(), id, from, attach.stdin, false))
     }
 
@@ -403,6 +429,8 @@ impl State {
                 ..InputState::default()
             },
             attachments: BTreeMap::new(),
+            read: [0; 2],
+            waits: None,
             next_attachment: 0,
             holder: None,
             pinned: false,
@@ -432,7 +460,7 @@ impl State {
 
     /// A new attachment. One that is to be the holder takes the place of the one that was: most
     /// likely the same client's, over a line that it knows to be broken and we do not yet.
-    fn enter(&mut self, acked: [Option<u64>; 2], holder: bool) -> u64 {
+    fn enter(&mut self, acked: [Option<u64>; 2], holder: bool, counts: bool) -> u64 {
         let id = self.next_attachment;
         self.next_attachment += 1;
         self.cut = false;
@@ -447,8 +475,12 @@ impl State {
             }
             self.pinned = false;
         }
-        let waker = None;
-        self.attachments.insert(id, Reader { acked, waker });
+        let reader = Reader {
+            acked,
+            counts,
+            waker: None,
+        };
+        self.attachments.insert(id, reader);
         for (stream, acked) in self.output.iter_mut().zip(acked) {
             if stream.disk.is_none() {
                 stream.floor = stream.floor.min(acked.unwrap_or(u64::MAX));
@@ -480,9 +512,17 @@ impl State {
         for (index, stream) in self.output.iter_mut().enumerate() {
             let acked = self.attachments.values();
             let acked = acked.filter_map(|reader| reader.acked.get(index).copied().flatten());
+            if stream.disk.is_some() {
+                // Only its file is read; but the owner may wait until somebody has.
+                if stream.starved
+                    && let Some(waker) = self.owner.take()
+                {
+                    waker.wake();
+                }
+                continue;
+            }
             if let Some(lowest) = acked.min()
                 && lowest > stream.floor
-                && stream.disk.is_none()
             {
                 stream.floor = lowest;
                 if std::mem::take(&mut stream.starved)
@@ -492,6 +532,14 @@ impl State {
                 }
             }
         }
+    }
+
+    /// What of a stream somebody has read, and nobody is still to.
+    fn read_by_all(&self, index: usize) -> u64 {
+        let acked = self.attachments.values();
+        let acked = acked.filter_map(|reader| reader.acked.get(index).copied().flatten());
+        let read = self.read.get(index).copied().unwrap_or(0);
+        acked.fold(read, u64::min)
     }
 
     fn take_input(&mut self, memfd: Option<BorrowedFd<'_>>, offset: u64, bytes: &[u8], end: bool) {

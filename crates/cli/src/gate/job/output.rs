@@ -32,6 +32,14 @@ pub(super) struct Output {
 pub(super) struct OnDisk {
     pub(super) from: u64,
     pub(super) end: u64,
+    /// The file has no more blocks before this offset.
+    pub(super) punched: u64,
+}
+
+impl OnDisk {
+    pub(super) fn kept(&self) -> u64 {
+        self.end.saturating_sub(self.from)
+    }
 }
 
 impl Output {
@@ -82,6 +90,13 @@ impl Output {
         if let Some(disk) = &mut self.disk {
             disk.end = end;
             self.floor = end;
+        }
+    }
+
+    /// What is on the disk before `offset` is not there any more for those who read.
+    pub(super) fn drop_before(&mut self, offset: u64) {
+        if let Some(disk) = &mut self.disk {
+            disk.from = disk.from.max(offset.min(disk.end));
         }
     }
 

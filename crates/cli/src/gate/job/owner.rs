@@ -79,7 +79,7 @@ pub(in crate::gate) struct Owner {
     pub(super) detached: Option<Detached>,
     pub(super) end: Option<End>,
     /// When the pipes are closed although somebody holds them still.
-    deadline: Option<Pin<Box<Sleep>>>,
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
     pub(super) sealed: bool,
     /// Until when somebody may come back.
     grace: Option<Pin<Box<Sleep>>>,
@@ -134,6 +134,8 @@ impl Owner {
 
     fn with(worker: Rc<Worker>, job: Arc<Job>, phase: Phase) -> Self {
         let mailbox = worker.shared.connection_id();
+        let account = &worker.shared.spools.account;
+        let detached = job.is_detached().then(|| Detached::new(&job, account));
         Self {
             mail: worker.link.open_box(mailbox),
             mailbox,
@@ -142,7 +144,7 @@ impl Owner {
             stdin: None,
             output: [None, None],
             terminal: None,
-            detached: job.is_detached().then(Detached::default),
+            detached,
             end: None,
             deadline: None,
             sealed: false,
@@ -367,7 +369,7 @@ impl Owner {
     }
 
     fn pump_output(&mut self, cx: &mut Context<'_>, index: usize) -> bool {
-        let kept_max = self.kept_max();
+        let kept_max = self.taken_max(index);
         let stream = OUTPUT[index];
         let (Some(pipe), Some(memfd)) = (&mut self.output[index], self.job.memfd(stream)) else {
             return false;
@@ -382,11 +384,15 @@ impl Owner {
         let end = pipe.end();
         let pumped = match room {
             0 if full => match pipe.look(cx) {
-                Pumped::Some => self.overflow(),
+                Pumped::Some => self.overflow(cx, index),
                 nothing => nothing,
             },
             0 => Pumped::Nothing,
-            room => pipe.pump(cx, memfd, room),
+            room => {
+                let pumped = pipe.pump(cx, memfd, room);
+                self.fits(index);
+                pumped
+            }
         };
         let end = self.output[index].as_ref().map_or(end, OutputPipe::end);
         if pumped == Pumped::End {
@@ -408,15 +414,16 @@ impl Owner {
 
     /// The main process was reaped.
     fn ended(&mut self, end: End) {
-        // A job that was made to end has its whole tree ended too.
-        if !self.job.terms.wait_output || end.cause.is_some() || end.exited == Exited::Lost {
+        // A job that was made to end has its whole tree ended too, also where the keeper was asked too late.
+        let made_to = end.cause.is_some() || self.note.is_some();
+        if !self.job.terms.wait_output || made_to || end.exited == Exited::Lost {
             self.wait_a_moment();
         }
         self.end = Some(end);
     }
 
     /// Whoever holds the pipes still is not waited for longer than this.
-    fn wait_a_moment(&mut self) {
+    pub(super) fn wait_a_moment(&mut self) {
         let wait = Duration::from_millis(self.worker.config().output_wait_ms);
         self.deadline = Some(Box::pin(tokio::time::sleep(wait)));
     }
@@ -506,7 +513,7 @@ impl Owner {
             let state = self.job.state();
             (state.pid != 0).then_some(state.unix_ms)
         };
-        let outcome = outcome::outcome(&end, started, self.note);
+        let outcome = self.add_trouble(outcome::outcome(&end, started, self.note));
         if self.detached.is_some() {
             return self.seal_spool(cx, outcome);
         }
@@ -544,10 +551,9 @@ impl Owner {
 
     fn release(&self) {
         self.worker.shared.leave(&self.job);
-        if self.detached.is_some() && self.job.state().forgotten {
-            self.worker.shared.spools.remove(self.job.id);
-        }
         let released = ToKeeper::Released { job: self.job.id };
         self.worker.link.send(&released);
+        // Behind that: who is told of it again would write its output again.
+        self.leave_files();
     }
 }

@@ -2,25 +2,38 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `JOB.stdout`, `JOB.stderr` | the stream; its length says how much of it is safe |
+//! | `JOB.stdout`, `JOB.stderr` | the stream; its length says how much of it is safe, and what was dropped is a hole |
+//! | `JOB.marks` | where what is kept begins, and when it came ([`marks`]) |
 //! | `JOB.end` | JSON of [`Ended`], written when everything else is there |
 //!
 //! The folder is the gate's alone, and so are the files: users reach them through an
 //! attachment, which asks whose job it is. What must never be here is anything that only
 //! memory knows: a gate that is killed at any moment leaves files that the next one goes on with.
 
+mod account;
+mod janitor;
+mod marks;
+
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use bowline_proto::frame::Stream;
 use bowline_proto::id::JobId;
 use bowline_proto::message::Exit;
 use serde::{Deserialize, Serialize};
 
+use self::janitor::{Janitor, Told};
+pub(super) use self::{account::Account, janitor::Keep, marks::Marks};
+
 /// The version of [`Ended`].
 const VERSION: u16 = 1;
+/// All that there is of a job.
+const FILES: [&str; 4] = ["stdout", "stderr", "marks", "end"];
 /// The longest `JOB.end`.
 const END_BYTES_MAX: u64 = 64 * 1024;
 
@@ -59,13 +72,53 @@ impl Ended {
 #[derive(Debug)]
 pub(super) struct Spools {
     dir: PathBuf,
+    pub(super) account: Arc<Account>,
+    /// To the janitor, once there is one.
+    janitor: Mutex<Option<Sender<Told>>>,
 }
 
 impl Spools {
-    pub(super) fn new(dir: &Path) -> Self {
+    /// `bytes_max` is what all jobs that have not ended may have.
+    pub(super) fn new(dir: &Path, bytes_max: u64) -> Self {
         Self {
             dir: dir.to_owned(),
+            account: Arc::new(Account::new(bytes_max)),
+            janitor: Mutex::default(),
         }
+    }
+
+    /// Starts the thread that removes what is kept of ended jobs; it ends with this value. `live` are the jobs
+    /// that are somebody's.
+    ///
+    /// # Errors
+    /// As opendir(3), and where there is no thread.
+    pub(super) fn clean(
+        &self,
+        keep: Keep,
+        live: impl Fn(JobId) -> bool,
+    ) -> io::Result<JoinHandle<()>> {
+        let janitor = Janitor::look(&self.dir, keep, live)?;
+        let (sender, told) = channel();
+        *super::lock(&self.janitor) = Some(sender);
+        std::thread::Builder::new()
+            .name("spool".to_owned())
+            .spawn(move || janitor.serve(&told))
+    }
+
+    fn tell(&self, told: Told) {
+        if let Some(janitor) = &*super::lock(&self.janitor) {
+            let _ = janitor.send(told);
+        }
+    }
+
+    /// Nothing but its files is left of a job: they may go when they are too old.
+    pub(super) fn leave(&self, job: JobId) {
+        self.tell(Told::Ended(job));
+    }
+
+    /// Other limits are in force.
+    pub(super) fn keep(&self, keep: Keep) {
+        self.tell(Told::Keep(keep));
     }
 
     /// A stream's file, to be read and written; made where it is missing.
@@ -121,19 +174,42 @@ impl Spools {
         Ok(ended.filter(|ended| ended.version == VERSION))
     }
 
-    /// Removes everything of a job. Whoever reads it reads on.
+    /// Where what is kept of a job begins, and when it came.
+    ///
+    /// # Errors
+    /// As open(2) and what [`Marks::open`] needs.
+    pub(super) fn make_marks(&self, job: JobId) -> io::Result<Marks> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        Marks::open(options.mode(0o600).open(self.path(job, "marks"))?)
+    }
+
+    /// The same, if it is there.
+    ///
+    /// # Errors
+    /// As [`Self::make_marks`].
+    pub(super) fn marks(&self, job: JobId) -> io::Result<Option<Marks>> {
+        let mut options = File::options();
+        let file = found(options.read(true).write(true).open(self.path(job, "marks")))?;
+        file.map(Marks::open).transpose()
+    }
+
+    /// Removes everything of a job: its outcome now, so that nobody finds it any more, and the rest, which may take
+    /// long, a moment later. Whoever reads it reads on.
     pub(super) fn remove(&self, job: JobId) {
-        // The outcome goes last: without it nobody could say whose the rest is.
-        for name in ["stdout", "stderr", "end"] {
-            if let Err(error) = found(fs::remove_file(self.path(job, name))) {
-                tracing::warn!(%job, %error, "output cannot be removed");
-            }
+        if let Err(error) = found(fs::remove_file(self.path(job, "end"))) {
+            tracing::warn!(%job, %error, "an outcome cannot be removed");
         }
+        self.tell(Told::Forgotten(job));
     }
 
     fn path(&self, job: JobId, name: &str) -> PathBuf {
-        self.dir.join(format!("{job}.{name}"))
+        file_of(&self.dir, job, name)
     }
+}
+
+fn file_of(dir: &Path, job: JobId, name: &str) -> PathBuf {
+    dir.join(format!("{job}.{name}"))
 }
 
 fn name_of(stream: Stream) -> &'static str {
@@ -164,7 +240,7 @@ mod tests {
     #[test]
     fn an_outcome_is_there_as_a_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
-        let spools = Spools::new(dir.path());
+        let spools = Spools::new(dir.path(), u64::MAX);
         let job = JobId::from_bytes([7; 16]);
         assert_eq!(spools.ended(job).unwrap(), None);
         let mut ended = Ended::new("ann", 1000, u64::MAX);
@@ -188,7 +264,15 @@ mod tests {
         drop(spools.make(job, Stream::Stdout).unwrap());
         assert!(spools.open(job, Stream::Stdout).unwrap().is_some());
         assert!(spools.open(job, Stream::Stderr).unwrap().is_none());
+        let keep = Keep {
+            age_ms: u64::MAX,
+            bytes_max: u64::MAX,
+        };
+        let janitor = spools.clean(keep, |_| false).unwrap();
         spools.remove(job);
+        assert_eq!(spools.ended(job).unwrap(), None);
+        drop(spools);
+        janitor.join().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
