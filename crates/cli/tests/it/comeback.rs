@@ -87,7 +87,7 @@ fn way_to(server: &Server) -> Way {
 #[test]
 fn a_line_that_breaks_is_said_once_and_the_job_goes_on() {
     let server = Server::start();
-    let breaks: [&dyn Fn(&Way); 3] = [&|way| way.cut(false), &|way| way.cut(true), &|_| {
+    let breaks: [&dyn Fn(&Way); 3] = [&|way| _ = way.cut(false), &|way| _ = way.cut(true), &|_| {
         signal_process(gate_of(&server), KILL)
     }];
     for break_it in breaks {
@@ -402,7 +402,7 @@ fn cut_in_the_answer(client: &TcpStream, server: &TcpStream, bytes: usize) {
     });
 }
 
-/// More of them: `BOWLINE_STARTS=1000`.
+/// More of them: `tools/faults --starts 1000`.
 #[test]
 fn a_start_whose_answer_is_cut_off_starts_one_job() {
     let starts: usize = std::env::var("BOWLINE_STARTS").map_or(60, |text| text.parse().unwrap());
@@ -439,6 +439,7 @@ fn a_start_whose_answer_is_cut_off_starts_one_job() {
         });
     }
     let marks = std::fs::read_to_string(marks).unwrap();
+    eprintln!("{} jobs of {starts} starts", marks.lines().count());
     assert!(
         marks
             .lines()

@@ -1,19 +1,28 @@
-//! Faults in mid-transfer, with real processes: the gate is killed, the line is cut or
+//! Faults in mid-transfer, with real processes: the gate or the client is killed, the line is cut or
 //! frozen, at random moments of a position-coded stream in both directions.
 //!
 //! Nothing may be lost, repeated or out of place; no job may start twice, see an
 //! end of its input that nobody sent, or have an outcome that it did not have.
-//! The client comes back each time, so every job comes to its own end.
+//! The client comes back each time, and another attaches for one that was killed, so every job
+//! comes to its own end.
 //!
 //! `tools/faults --faults N --seed N --megabytes N` runs more of it.
 
+mod client;
 mod coded;
 pub(crate) mod way;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::thread::Scope;
 
+use serde_json::Value;
+
+use self::client::{Client, Ended, Errand, Input};
+use self::coded::Reader;
 use self::way::Way;
 use crate::server::{Server, signal_process};
 
@@ -38,11 +47,13 @@ impl Random {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     KillGate,
     /// The gate hangs, and is killed.
     StopGate,
+    /// Another client attaches to the job.
+    KillClient,
     Cut,
     Reset,
     /// The line is silent for a while and goes on.
@@ -52,7 +63,8 @@ enum Fault {
     Silence,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
+    Fault::KillClient,
     Fault::KillGate,
     Fault::StopGate,
     Fault::Cut,
@@ -63,119 +75,205 @@ const FAULTS: [Fault; 7] = [
 ];
 /// No job has more of them.
 const FAULTS_A_JOB_MAX: u64 = 8;
+/// How often a client is displaced by what one that was killed had asked for.
+const DISPLACED_MAX: u32 = 8;
 
 impl Fault {
-    fn strike(self, way: &Way, server: &Server) {
+    /// Says whether there was something to strike.
+    fn strike(self, way: &Way, server: &Server) -> bool {
         match self {
             Fault::KillGate => gates(server, &[KILL]),
             Fault::StopGate => gates(server, &[STOP, KILL]),
+            Fault::KillClient => false,
             Fault::Cut => way.cut(false),
             Fault::Reset => way.cut(true),
             Fault::Freeze => {
-                way.freeze();
+                let held = way.freeze();
                 way.thaw();
+                held
             }
             Fault::FreezeAndCut => {
-                way.freeze();
+                let held = way.freeze();
                 way.cut(true);
                 way.thaw();
+                held
             }
             Fault::Silence => {
                 let before = way.connections();
-                way.freeze();
+                let held = way.freeze();
                 way.until_connected(before);
                 way.thaw();
+                held
             }
         }
     }
 }
 
 /// Signals the gate that there is now; there may be none just then.
-fn gates(server: &Server, signals: &[i32]) {
+fn gates(server: &Server, signals: &[i32]) -> bool {
     let children = server.children();
-    let gates = children.iter().filter(|(_, line)| line.contains(" gate "));
-    for (gate, _) in gates {
-        signals
-            .iter()
-            .for_each(|signal| signal_process(*gate, *signal));
+    let mut gates = children.iter().filter(|(_, line)| line.contains(" gate "));
+    let gate = gates.next();
+    for signal in signals {
+        gate.inspect(|(gate, _)| signal_process(*gate, *signal));
     }
+    gate.is_some()
 }
 
 /// What a run came to.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Faults while bytes were still to come.
+    /// Faults that struck something while output was still to come.
     landed: u64,
+    /// The same of each kind.
+    kinds: BTreeMap<Fault, u64>,
     /// Jobs that came to their own end, with all that they wrote.
     whole: u64,
-    /// What came out of the client, and as much went in.
+    /// Clients that left because of what one that was killed had asked for, and were followed by another.
+    displaced: u64,
+    /// What came out of the clients, each byte once; as much went in.
     bytes: u64,
 }
 
-/// How the client is called; a broken one stands around the real one.
-type Client<'a> = &'a dyn Fn(&[String]) -> Command;
+/// How a client is called; a broken one stands around the real one.
+type Clients<'a> = &'a (dyn Fn(&Errand<'_>) -> Command + 'a);
+
+/// One job with its faults.
+struct Strike<'a> {
+    server: &'a Server,
+    clients: Clients<'a>,
+    way: &'a Way,
+    faults: Vec<(u64, Fault)>,
+    input: Input,
+}
+
+impl Strike<'_> {
+    /// Strikes the clients of the job, one after another, and gives how the last one ended.
+    fn strike<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        (argv, reader): (&[String], Reader),
+        tally: &mut Tally,
+    ) -> Result<Ended, String> {
+        let came = reader.came();
+        let came = || came.load(Ordering::SeqCst);
+        let command = (self.clients)(&Errand::Run(argv));
+        let mut client = Client::begin(scope, command, (reader, self.input), (true, self.way));
+        for (behind, fault) in &self.faults {
+            if !self.way.until_moved(self.way.moved() + behind) {
+                break;
+            }
+            let struck = match fault {
+                // Before its first output it may not have been started.
+                Fault::KillClient if came() == 0 => false,
+                Fault::KillClient => {
+                    client = self.next(scope, client.kill())?;
+                    true
+                }
+                fault => fault.strike(self.way, self.server) && !client.is_read(),
+            };
+            if struck && came() < self.input.words * 8 {
+                tally.landed += 1;
+                *tally.kinds.entry(*fault).or_default() += 1;
+            }
+        }
+        let mut ended = client.end();
+        for _ in 0..DISPLACED_MAX {
+            let killed = self
+                .faults
+                .iter()
+                .any(|(_, fault)| *fault == Fault::KillClient);
+            if !killed || !ended.said.contains("[attached_elsewhere]") {
+                break;
+            }
+            tally.displaced += 1;
+            ended = self.next(scope, ended)?.end();
+        }
+        Ok(ended)
+    }
+
+    /// Another client for one that is over.
+    fn next<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        ended: Ended,
+    ) -> Result<Client<'scope>, String> {
+        if let Err(at) = ended.output {
+            return Err(format!("output is wrong at {at}; {}", ended.said));
+        }
+        let command = (self.clients)(&Errand::Attach(&latest(self.server)));
+        self.way.taken_over();
+        let streams = (ended.reader, self.input);
+        Ok(Client::begin(scope, command, streams, (false, self.way)))
+    }
+}
+
+/// The job that was asked for last.
+fn latest(server: &Server) -> String {
+    let mut jobs = server.command(&["jobs", "--all", "--json", "-n", "1", &server.target()]);
+    let done = jobs.output().unwrap();
+    let job: Value = serde_json::from_slice(&done.stdout).unwrap();
+    job["job"].as_str().unwrap().to_owned()
+}
 
 /// Runs one job with some faults. An error is what must never happen.
 fn strike(
-    server: &Server,
-    client: Client<'_>,
-    way: &Way,
+    (server, clients, way): (&Server, Clients<'_>, &Way),
+    kinds: &[Fault],
     random: &mut Random,
-    count: u64,
+    words: u64,
     tally: &mut Tally,
 ) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let [wrote, read] = [(); 2].map(|()| random.below(1 << 40));
-    let faults: Vec<(u64, Fault)> = {
-        let number = 1 + random.below(FAULTS_A_JOB_MAX);
-        let apart = count * 16 / number;
-        let fault = |random: &mut Random| FAULTS[random.below(FAULTS.len() as u64) as usize];
-        (0..number)
-            .map(|_| (random.below(apart), fault(random)))
-            .collect()
+    let number = 1 + random.below(FAULTS_A_JOB_MAX);
+    let apart = words * 16 / number;
+    let strike = Strike {
+        server,
+        clients,
+        way,
+        faults: (0..number)
+            .map(|_| {
+                let kind = random.below(kinds.len() as u64);
+                (random.below(apart), kinds[kind as usize])
+            })
+            .collect(),
+        input: Input { key: read, words },
     };
-    let mut child = client(&coded::program(folder.path(), wrote, read, count))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let input = child.stdin.take().unwrap();
-    let output = child.stdout.take().unwrap();
-    let came = std::thread::scope(|scope| {
-        scope.spawn(move || coded::write(input, read, count));
-        let output = scope.spawn(move || {
-            let came = coded::read(output, wrote);
-            way.done();
-            came
-        });
-        for (behind, fault) in &faults {
-            if !way.until_moved(way.moved() + behind) {
-                break;
-            }
-            fault.strike(way, server);
-            tally.landed += u64::from(!output.is_finished());
-        }
-        output.join().unwrap()
-    });
-    let done = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    let wrong = |what: String| Err(format!("{faults:?}: {what}; {said}"));
-    let came = match came {
-        Ok(came) => came,
-        Err(at) => return wrong(format!("output is wrong at {at}")),
+    let argv = coded::program(folder.path(), wrote, read, words);
+    let reader = Reader::new(wrote, words);
+    let wrong = |what: String| Err(format!("{:?}: {what}", strike.faults));
+    let ended = std::thread::scope(|scope| strike.strike(scope, (&argv, reader), tally));
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(why) => return wrong(why),
     };
+    let said = ended.said;
+    if let Err(at) = ended.output {
+        return wrong(format!("output is wrong at {at}; {said}"));
+    }
+    let came = ended.reader.came().load(Ordering::SeqCst);
     tally.bytes += came;
     if let Some(why) = note(folder.path(), "wrong") {
-        return wrong(why);
+        return wrong(format!("{why}; {said}"));
     }
     let starts = note(folder.path(), "started").map_or(0, |text| text.lines().count());
     if starts > 1 {
-        return wrong(format!("started {starts} times"));
+        return wrong(format!("started {starts} times; {said}"));
     }
-    match done.status.code() {
-        Some(ALL_RIGHT) if came == count * 8 => tally.whole += 1,
-        status => return wrong(format!("{status:?} with {came} bytes of {}", count * 8)),
+    // A client may have been killed when it had just said that the outcome need not be kept.
+    let told = came == words * 8
+        && said.contains("[no_such_job]")
+        && note(folder.path(), "right").is_some();
+    match ended.status {
+        Some(ALL_RIGHT) if came == words * 8 => tally.whole += 1,
+        _ if told => tally.whole += 1,
+        status => {
+            return wrong(format!(
+                "{status:?} with {came} bytes of {}; {said}",
+                words * 8
+            ));
+        }
     }
     Ok(())
 }
@@ -186,10 +284,14 @@ fn note(folder: &Path, name: &str) -> Option<String> {
 
 /// Runs jobs until so many faults have landed.
 fn strike_many(
-    client: impl Fn(&Server, &str, &[String]) -> Command,
-    (faults, seed, count): (u64, u64, u64),
+    clients: impl Fn(&Server, &str, &Errand<'_>) -> Command,
+    kinds: &[Fault],
+    (faults, seed, words): (u64, u64, u64),
 ) -> Result<Tally, String> {
     let server = Server::start();
+    // Silence is noticed fast, so that a test need not wait long for it.
+    let config = server.home().join(".config/bowline/config.toml");
+    std::fs::write(config, "silence = \"500ms\"\n").unwrap();
     let mut tally = Tally::default();
     let mut random = Random::new(seed);
     for attempt in 0.. {
@@ -203,23 +305,45 @@ fn strike_many(
         // The line is another each time, and counts anew.
         let way = Way::to(server.port().unwrap());
         let target = way.target();
-        let client = |argv: &[String]| client(&server, &target, argv);
-        strike(&server, &client, &way, &mut random, count, &mut tally)
-            .map_err(|why| format!("seed {seed}, job {attempt}: {why}"))?;
+        let clients = |errand: &Errand<'_>| clients(&server, &target, errand);
+        strike(
+            (&server, &clients, &way),
+            kinds,
+            &mut random,
+            words,
+            &mut tally,
+        )
+        .map_err(|why| format!("seed {seed}, job {attempt}: {why}"))?;
     }
     Ok(tally)
 }
 
-/// `bowline run` over a way.
-fn run(server: &Server, target: &str, argv: &[String]) -> Command {
-    run_with(&[], server, target, argv)
+/// `bowline run` over a way, or `bowline attach`.
+fn real(server: &Server, target: &str, errand: &Errand<'_>) -> Command {
+    real_with(&[], server, target, errand)
 }
 
-fn run_with(flags: &[&str], server: &Server, target: &str, argv: &[String]) -> Command {
-    // Silence is noticed fast, so that a test need not wait long for it.
-    let mut command = server.command(&["run", "--trust", "new", "--silence", "500ms"]);
-    command.args(flags).args([target, "--"]).args(argv);
-    command
+fn real_with(flags: &[&str], server: &Server, target: &str, errand: &Errand<'_>) -> Command {
+    match errand {
+        Errand::Run(argv) => {
+            let mut command = server.command(&["run", "--trust", "new"]);
+            command.args(flags).args([target, "--"]).args(*argv);
+            command
+        }
+        Errand::Attach(job) => {
+            // What it says of the input is what that goes on by.
+            let flags = [
+                "attach",
+                "-v",
+                "--trust",
+                "new",
+                "--from-start",
+                target,
+                job,
+            ];
+            server.command(&flags)
+        }
+    }
 }
 
 /// A shell's text around the real client, whose command is its `"$@"`.
@@ -237,15 +361,30 @@ fn number(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn nothing_is_lost_repeated_or_wrong() {
-    let faults = number("BOWLINE_FAULTS", 12);
+    let faults = number("BOWLINE_FAULTS", 16);
     let seed = number("BOWLINE_SEED", 1);
-    let count = number("BOWLINE_FAULT_MEGABYTES", 2) << 17;
-    let tally = strike_many(run, (faults, seed, count)).unwrap_or_else(|why| panic!("{why}"));
+    let words = number("BOWLINE_FAULT_MEGABYTES", 2) << 17;
+    let tally =
+        strike_many(real, &FAULTS, (faults, seed, words)).unwrap_or_else(|why| panic!("{why}"));
     eprintln!("seed {seed}: {tally:?}");
     assert!(tally.landed >= faults && tally.bytes > 0, "{tally:?}");
 }
 
-/// Clients with one defect each, which the same run must tell, and how it may.
+/// What tells a client with one defect: the faults are few, but these it must meet.
+fn tells(
+    clients: impl Fn(&Server, &str, &Errand<'_>) -> Command,
+    (kinds, words): (&[Fault], u64),
+    told: &[&str],
+) {
+    let Err(said) = strike_many(clients, kinds, (20, 1, words)) else {
+        panic!("what should be told as {told:?} is not");
+    };
+    assert!(
+        told.iter().any(|tell| said.contains(tell)),
+        "{told:?}: {said}"
+    );
+}
+
 #[test]
 fn a_broken_client_is_told() {
     // Runs the job again whenever the line broke, and shows all outputs.
@@ -258,7 +397,7 @@ fn a_broken_client_is_told() {
     let ends = r#"head -c 100000 | "$@""#;
     // One that does not come back.
     let stays = &["--on-disconnect", "kill"][..];
-    for (text, flags, tells) in [
+    for (text, flags, told) in [
         (
             again,
             stays,
@@ -268,15 +407,35 @@ fn a_broken_client_is_told() {
         (lies, stays, &["Some(7) with"]),
         (ends, &[], &["input ends"]),
     ] {
-        let broken = |server: &Server, target: &str, argv: &[String]| {
-            around(text, &run_with(flags, server, target, argv), server)
+        let broken = |server: &Server, target: &str, errand: &Errand<'_>| {
+            around(text, &real_with(flags, server, target, errand), server)
         };
-        let Err(told) = strike_many(broken, (20, 1, 1 << 18)) else {
-            panic!("{text} is not told");
-        };
-        assert!(
-            tells.iter().any(|tell| told.contains(tell)),
-            "{text}: {told}"
-        );
+        tells(broken, (&FAULTS[1..], 1 << 18), told);
     }
+}
+
+#[test]
+fn one_that_attaches_in_the_wrong_place_is_told() {
+    let from_now = |server: &Server, target: &str, errand: &Errand<'_>| match errand {
+        Errand::Run(_) => real(server, target, errand),
+        Errand::Attach(job) => {
+            server.command(&["attach", "-v", "--trust", "new", "--from-now", target, job])
+        }
+    };
+    tells(
+        from_now,
+        (&[Fault::KillClient], 1 << 18),
+        &["output is wrong"],
+    );
+    // Loses what it read first, as one does that does not know where the input goes on.
+    let skips = |server: &Server, target: &str, errand: &Errand<'_>| match errand {
+        Errand::Run(_) => real(server, target, errand),
+        Errand::Attach(_) => {
+            let text = r#"{ head -c 8 >/dev/null; cat; } | "$@""#;
+            around(text, &real(server, target, errand), server)
+        }
+    };
+    // More than the server takes ahead of the program: else all of the input may be there already.
+    let told = ["input differs", "input ends"];
+    tells(skips, (&[Fault::KillClient], 1 << 22), &told);
 }

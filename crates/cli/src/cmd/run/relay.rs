@@ -96,13 +96,13 @@ impl Relay {
         self.started
     }
 
-    /// The offsets behind the last bytes of stdout and stderr that came.
     /// What of the job's output is lost here.
     pub(in crate::cmd) fn unwritten(&mut self) -> Option<Unwritten> {
         let stdout = self.stdout.unwritten();
         stdout.or_else(|| self.stderr.unwritten())
     }
 
+    /// The offsets behind the last bytes of stdout and stderr that came.
     pub(super) fn received(&self) -> [u64; 2] {
         [self.stdout.received(), self.stderr.received()]
     }
@@ -261,7 +261,7 @@ impl Relay {
     ) -> Result<(), ClientError> {
         match happening {
             Happening::Started(at, started) if line.is_of(at) => {
-                tracing::info!(pid = started.pid, "started");
+                tracing::info!(pid = started.pid, stdin = started.stdin, "started");
                 self.begun(line, &started)?;
                 outage.is_over(self.is_raw());
             }

@@ -3,9 +3,13 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The words made and compared at a time.
 const WORDS: u64 = 8192;
+/// In so many bytes there is a whole word, and more than chance.
+const LOCATED_BYTES: usize = 24;
 
 /// The words from one of them on, of a stream with this key.
 fn words(key: u64, from: u64, to: u64) -> Vec<u8> {
@@ -14,39 +18,108 @@ fn words(key: u64, from: u64, to: u64) -> Vec<u8> {
         .collect()
 }
 
-/// Writes a stream of so many words, for as long as anybody takes it.
-pub(super) fn write(mut to: impl Write, key: u64, count: u64) {
-    let mut from = 0;
-    while from < count {
-        let end = count.min(from + WORDS);
+/// Writes a stream of so many words from a byte of it on, for as long as anybody takes it.
+pub(super) fn write(mut to: impl Write, key: u64, from: u64, count: u64) {
+    let (mut word, mut skipped) = (from / 8, (from % 8) as usize);
+    while word < count {
+        let end = count.min(word + WORDS);
+        let block = words(key, word, end);
         // An error is the reader's end: it is judged by what it says, not here.
-        if to.write_all(&words(key, from, end)).is_err() {
+        if to.write_all(&block[skipped..]).is_err() {
             return;
         }
-        from = end;
+        (word, skipped) = (end, 0);
     }
 }
 
-/// Reads a stream to its end and gives its length, or the place where it is wrong.
-pub(super) fn read(mut from: impl Read, key: u64) -> Result<u64, u64> {
-    let (mut at, mut expected, mut known) = (0_u64, Vec::new(), 0_u64);
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let len = from.read(&mut buffer).unwrap();
-        if len == 0 {
-            return Ok(at);
+/// Reads a stream, from one client after another.
+pub(super) struct Reader {
+    key: u64,
+    words: u64,
+    /// How much of it has come, shared with whoever wants to know.
+    came: Arc<AtomicU64>,
+    /// A piece of what is expected, and the place where it begins.
+    expected: (u64, Vec<u8>),
+}
+
+impl Reader {
+    pub(super) fn new(key: u64, words: u64) -> Reader {
+        Reader {
+            key,
+            words,
+            came: Arc::default(),
+            expected: (0, Vec::new()),
         }
-        for byte in &buffer[..len] {
-            let word = at / 8;
-            if word >= known + (expected.len() as u64) / 8 {
-                known = word;
-                expected = words(key, word, word + WORDS);
+    }
+
+    /// The length of what came, without a gap.
+    pub(super) fn came(&self) -> Arc<AtomicU64> {
+        self.came.clone()
+    }
+
+    /// Reads to the end of one client's output, or gives the place where that is wrong. The first
+    /// one's begins with the stream; another's wherever its first words say, but not behind what came.
+    pub(super) fn read(&mut self, mut from: impl Read, first: bool) -> Result<(), u64> {
+        let mut buffer = vec![0; 64 * 1024];
+        let mut len = 0;
+        while !first && len < LOCATED_BYTES {
+            match from.read(&mut buffer[len..]).unwrap() {
+                0 => break,
+                more => len += more,
             }
-            if *byte != expected[(at - known * 8) as usize] {
-                return Err(at);
-            }
-            at += 1;
         }
+        let mut at = match first {
+            true => 0,
+            false => self.locate(&buffer[..len])?,
+        };
+        loop {
+            at = self.check(at, &buffer[..len])?;
+            self.came.fetch_max(at, Ordering::SeqCst);
+            len = from.read(&mut buffer).unwrap();
+            if len == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where in the stream these bytes are: a word says so, or they are too few and its end.
+    fn locate(&mut self, bytes: &[u8]) -> Result<u64, u64> {
+        let came = self.came.load(Ordering::SeqCst);
+        if bytes.is_empty() {
+            return Ok(came);
+        }
+        let by_word = (0..8_u64).filter_map(|skipped| {
+            let word = bytes.get(skipped as usize..)?.first_chunk()?;
+            let word = u64::from_le_bytes(*word).wrapping_sub(self.key);
+            word.checked_mul(8)?.checked_sub(skipped)
+        });
+        let by_end = (self.words * 8).checked_sub(bytes.len() as u64);
+        let places: Vec<u64> = by_word.chain(by_end).filter(|at| *at <= came).collect();
+        let found = places.into_iter().find(|at| self.check(*at, bytes).is_ok());
+        found.ok_or(came)
+    }
+
+    /// Compares bytes with the stream at a place; gives the place behind them, or that of the
+    /// first that differs.
+    fn check(&mut self, mut at: u64, mut bytes: &[u8]) -> Result<u64, u64> {
+        while !bytes.is_empty() {
+            let (begin, block) = &self.expected;
+            let end = begin + block.len() as u64;
+            if at < *begin || at >= end {
+                let word = at / 8;
+                self.expected = (word * 8, words(self.key, word, word + WORDS));
+                continue;
+            }
+            let expected = &block[(at - begin) as usize..];
+            let len = bytes.len().min(expected.len());
+            let (now, rest) = bytes.split_at(len);
+            if now != &expected[..len] {
+                let same = now.iter().zip(expected).take_while(|(a, b)| a == b);
+                return Err(at + same.count() as u64);
+            }
+            (at, bytes) = (at + len as u64, rest);
+        }
+        Ok(at)
     }
 }
 
@@ -87,6 +160,7 @@ if at != count or rest:
     note("wrong", "input ends at word %d of %d" % (at, count))
     os._exit(9)
 giving.join()
+note("right", "")
 os._exit(7)
 "#;
 
@@ -104,16 +178,55 @@ pub(super) fn program(folder: &Path, wrote: u64, read: u64, count: u64) -> Vec<S
     argv.into_iter().chain(numbers).collect()
 }
 
+/// What one client after another shows, and where that is wrong; and how much came.
+#[cfg(test)]
+fn read(key: u64, words: u64, pieces: &[&[u8]]) -> (Result<(), u64>, u64) {
+    let mut reader = Reader::new(key, words);
+    let read = pieces.iter().enumerate();
+    let read = read.map(|(number, piece)| reader.read(*piece, number == 0));
+    let read = read.collect();
+    let came = reader.came().load(Ordering::SeqCst);
+    (read, came)
+}
+
 #[test]
 fn what_is_lost_repeated_or_changed_shows() {
     let mut whole = Vec::new();
-    write(&mut whole, 5, 20_000);
-    assert_eq!(read(&whole[..], 5), Ok(160_000));
+    write(&mut whole, 5, 0, 20_000);
+    let of = |pieces: &[&[u8]]| read(5, 20_000, &[&pieces.concat()]);
+    assert_eq!(of(&[&whole]), (Ok(()), 160_000));
     // A prefix is one, also where it ends inside a word.
-    assert_eq!(read(&whole[..100_001], 5), Ok(100_001));
-    assert_eq!(read(&whole[..], 6), Err(0));
-    let of = |parts: &[&[u8]]| read(&parts.concat()[..], 5);
-    assert_eq!(of(&[&whole[..80_000], &whole[80_008..]]), Err(80_000));
-    assert_eq!(of(&[&whole[..80_000], &whole[79_992..]]), Err(80_000));
-    assert_eq!(of(&[&whole[..80_000], b"x", &whole[80_001..]]), Err(80_000));
+    assert_eq!(of(&[&whole[..100_001]]), (Ok(()), 100_001));
+    assert_eq!(read(6, 20_000, &[&whole]).0, Err(0));
+    for (from, error) in [(80_008, 80_000), (79_992, 80_000)] {
+        assert_eq!(of(&[&whole[..80_000], &whole[from..]]).0, Err(error));
+    }
+    let changed = of(&[&whole[..80_000], b"x", &whole[80_001..]]);
+    assert_eq!(changed.0, Err(80_000));
+}
+
+#[test]
+fn what_the_next_client_shows_says_where_it_begins() {
+    let mut whole = Vec::new();
+    write(&mut whole, 5, 0, 20_000);
+    let mut part = Vec::new();
+    write(&mut part, 5, 100_003, 20_000);
+    assert_eq!(part, &whole[100_003..]);
+    let of = |pieces: &[&[u8]]| read(5, 20_000, pieces);
+    for from in [0, 99_989, 100_001] {
+        let pieces = [&whole[..100_001], &whole[from..]];
+        assert_eq!(of(&pieces), (Ok(()), 160_000), "{from}");
+    }
+    // One that shows little, or nothing, or the end alone.
+    let ends = [
+        &whole[..159_997],
+        &whole[120_000..120_100],
+        &[],
+        &whole[159_995..],
+    ];
+    assert_eq!(of(&ends), (Ok(()), 160_000));
+    // A gap, or something else, is none of the places that it may begin at.
+    assert_eq!(of(&[&whole[..80_000], &whole[80_001..]]).0, Err(80_000));
+    assert_eq!(of(&[&whole[..80_000], &[0; 100]]).0, Err(80_000));
+    assert_eq!(of(&[&whole[..80_000], &whole[159_995..]]).0, Err(80_000));
 }

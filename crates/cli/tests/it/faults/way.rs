@@ -102,6 +102,11 @@ impl Way {
         self.shared.change(|state| state.done = true);
     }
 
+    /// Another takes its user's place.
+    pub(crate) fn taken_over(&self) {
+        self.shared.change(|state| state.done = false);
+    }
+
     /// Waits until somebody comes who was not here at `connections`, or nobody comes any more.
     pub(crate) fn until_connected(&self, connections: u64) {
         drop(
@@ -115,25 +120,27 @@ impl Way {
         self.shared.lock().connections
     }
 
-    /// Ends every connection: in order, or by a reset.
-    pub(crate) fn cut(&self, reset: bool) {
+    /// Ends every connection: in order, or by a reset. False where there was none.
+    pub(crate) fn cut(&self, reset: bool) -> bool {
         let mut state = self.shared.lock();
+        let there = state.passing > 0;
         for socket in state.sockets.drain(..) {
             if reset {
                 let _ = rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
             }
             let _ = socket.shutdown(Shutdown::Both);
         }
+        there
     }
 
     /// Passes nothing on; both ends see a line on which nobody says anything. Comes back when
-    /// something is held back, or nothing is left that could be.
-    pub(crate) fn freeze(&self) {
+    /// something is held back, or nothing is left that could be: then false.
+    pub(crate) fn freeze(&self) -> bool {
         self.shared.change(|state| state.frozen = true);
-        drop(
-            self.shared
-                .wait(|state| state.holding > 0 || state.passing == 0 || state.done),
-        );
+        let state = self
+            .shared
+            .wait(|state| state.holding > 0 || state.passing == 0 || state.done);
+        state.holding > 0
     }
 
     pub(crate) fn thaw(&self) {
