@@ -179,6 +179,7 @@ pub(crate) fn main(workers: u16) -> anyhow::Result<ExitCode> {
     let jobs = adoptions.iter().flatten();
     let jobs = jobs.map(|adoption| (adoption.job.id, adoption.job.clone()));
     let jobs: BTreeMap<JobId, Arc<Job>> = jobs.collect();
+    recorder.known(jobs.keys().copied().collect());
     let spool_thread = spools
         .clean(spool_keep(&start.config), |job| jobs.contains_key(&job))
         .with_context(|| format!("the folder {}", start.config.spool.dir.display()))?;

@@ -3,10 +3,15 @@
 //! One thread owns the file. What several workers ask for at the same time is
 //! one transaction, so the cost of a commit is shared (WAL,
 //! synchronous=NORMAL: it survives the death of processes, not of power).
+//!
+//! Where the file cannot be written, nothing is started, and what became of a job that ran is
+//! owed to the record until it can: its owner keeps the job with the keeper as long.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bowline_proto::id::JobId;
 use bowline_proto::message::Exit;
@@ -20,6 +25,8 @@ const QUEUE_MAX: usize = 1024;
 const BATCH_MAX: usize = 256;
 /// After so many ended jobs the old ones are looked for.
 const CLEAN_EVERY: u64 = 256;
+/// A file that could not be written is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS jobs (
@@ -76,8 +83,19 @@ pub(super) struct Keep {
 #[derive(Debug)]
 enum Request {
     Asked(Asked, oneshot::Sender<bool>),
-    Ended(JobId, i32, Box<Exit>),
+    Ended(Ended),
+    /// These are all that anybody knows of.
+    Known(BTreeSet<JobId>),
     List(Wanted, oneshot::Sender<Vec<Row>>),
+}
+
+/// What became of a job.
+#[derive(Debug)]
+struct Ended {
+    job: JobId,
+    pid: i32,
+    exit: Box<Exit>,
+    written: oneshot::Sender<()>,
 }
 
 /// Which jobs are to be listed.
@@ -119,8 +137,8 @@ impl Recorder {
     }
 
     /// Writes a job down; true comes back once it is committed. A job of this
-    /// id that is there already is left as it is, but for one that never ran: its client
-    /// was lost before anything was started, and asks again.
+    /// id that is there already is left as it is, but for one that never ran: its client (or its
+    /// gate) was lost before anything was started, and it is asked for again.
     pub(super) fn asked(&self, asked: Asked) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         // Where the thread has died the answer's sender is dropped, and the asker sees that.
@@ -128,11 +146,21 @@ impl Recorder {
         answer
     }
 
-    /// Writes down what became of a job.
-    pub(super) fn ended(&self, job: JobId, pid: i32, exit: &Exit) {
-        let _ = self
-            .0
-            .send(Request::Ended(job, pid, Box::new(exit.clone())));
+    /// Writes down what became of a job. An answer comes back once it is committed, however long that takes.
+    pub(super) fn ended(&self, job: JobId, pid: i32, exit: &Exit) -> oneshot::Receiver<()> {
+        let (written, answer) = oneshot::channel();
+        let _ = self.0.send(Request::Ended(Ended {
+            job,
+            pid,
+            exit: Box::new(exit.clone()),
+            written,
+        }));
+        answer
+    }
+
+    /// Says which jobs an earlier gate has left: what became of any other that has no outcome, nobody will ever know.
+    pub(super) fn known(&self, jobs: BTreeSet<JobId>) {
+        let _ = self.0.send(Request::Known(jobs));
     }
 
     /// The jobs of a user, the latest first.
@@ -145,49 +173,107 @@ impl Recorder {
 
 fn serve(mut connection: Connection, requests: &Receiver<Request>, keep: Keep) {
     let mut since_clean = CLEAN_EVERY;
-    while let Ok(first) = requests.recv() {
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
-            && let Ok(request) = requests.try_recv()
-        {
-            batch.push(request);
-        }
-        let ended = batch
-            .iter()
-            .filter(|request| matches!(request, Request::Ended(..)))
-            .count();
+    let mut owed = Vec::new();
+    loop {
+        let wait = if owed.is_empty() {
+            Duration::MAX
+        } else {
+            RETRY
+        };
+        let first = requests.recv_timeout(wait);
+        let over = matches!(first, Err(RecvTimeoutError::Disconnected));
+        let mut batch = Batch {
+            writes: owed,
+            ..Batch::default()
+        };
+        first.into_iter().for_each(|request| batch.take(request));
+        let others = requests.try_iter().take(BATCH_MAX - 1);
+        others.for_each(|request| batch.take(request));
+        let ended = |write: &&Request| matches!(write, Request::Ended(_));
+        let ended = batch.writes.iter().filter(ended).count();
         since_clean = since_clean.saturating_add(u64::try_from(ended).unwrap_or(0));
-        if let Err(error) = write(&mut connection, batch) {
-            tracing::error!(%error, "the record cannot be written");
-        }
+        owed = batch.serve(&mut connection);
         if since_clean >= CLEAN_EVERY {
             since_clean = 0;
             if let Err(error) = clean(&connection, keep) {
                 tracing::warn!(%error, "old records cannot be removed");
             }
         }
+        if over {
+            return;
+        }
     }
 }
 
-/// One transaction; answers are given behind its commit.
-fn write(connection: &mut Connection, batch: Vec<Request>) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    let mut answers = Vec::new();
-    for request in batch {
+/// What is asked for at the same time.
+#[derive(Debug, Default)]
+struct Batch {
+    writes: Vec<Request>,
+    lists: Vec<(Wanted, oneshot::Sender<Vec<Row>>)>,
+}
+
+impl Batch {
+    fn take(&mut self, request: Request) {
         match request {
-            Request::Asked(asked, answer) => {
-                insert(&transaction, &asked)?;
-                answers.push(answer);
-            }
-            Request::Ended(job, pid, exit) => update(&transaction, job, pid, &exit)?,
-            Request::List(wanted, answer) => {
-                let _ = answer.send(select(&transaction, &wanted)?);
-            }
+            Request::List(wanted, answer) => self.lists.push((wanted, answer)),
+            write => self.writes.push(write),
         }
     }
-    transaction.commit()?;
-    for answer in answers {
-        let _ = answer.send(true);
+
+    /// Does it all, and answers; lists find what was asked for before. Gives what is owed still.
+    fn serve(self, connection: &mut Connection) -> Vec<Request> {
+        let written = self.write(connection);
+        if let Err(error) = &written {
+            tracing::error!(%error, "the record cannot be written");
+        }
+        let mut owed = Vec::new();
+        for request in self.writes {
+            match (request, &written) {
+                (Request::Asked(_, answer), Ok(())) => drop(answer.send(true)),
+                (Request::Ended(ended), Ok(())) => drop(ended.written.send(())),
+                // Without an answer nothing is started, and what nobody waits for has no owner.
+                (Request::Ended(ended), Err(_)) if ended.written.is_closed() => {}
+                (request @ (Request::Ended(_) | Request::Known(_)), Err(_)) => owed.push(request),
+                _ => {}
+            }
+        }
+        for (wanted, answer) in self.lists {
+            match select(connection, &wanted) {
+                Ok(rows) => drop(answer.send(rows)),
+                Err(error) => tracing::error!(%error, "the record cannot be read"),
+            }
+        }
+        owed
+    }
+
+    /// One transaction.
+    fn write(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let transaction = connection.transaction()?;
+        for request in &self.writes {
+            match request {
+                Request::Asked(asked, _) => insert(&transaction, asked)?,
+                Request::Ended(ended) => update(&transaction, ended.job, ended.pid, &ended.exit)?,
+                Request::Known(jobs) => close_others(&transaction, jobs)?,
+                Request::List(..) => {}
+            }
+        }
+        transaction.commit()
+    }
+}
+
+/// A gate that is killed between its record and the keeper leaves an entry that nobody else knows of.
+fn close_others(connection: &Connection, known: &BTreeSet<JobId>) -> rusqlite::Result<()> {
+    let mut open = connection.prepare("SELECT id FROM jobs WHERE outcome IS NULL")?;
+    let ids = open.query_map([], |row| row.get(0).map(JobId::from_bytes))?;
+    let ids: Vec<JobId> = ids.collect::<rusqlite::Result<_>>()?;
+    for job in ids.into_iter().filter(|job| !known.contains(job)) {
+        tracing::warn!(%job, "nobody knows what became of a job in the record");
+        connection
+            .prepare_cached("UPDATE jobs SET outcome = 'lost' WHERE id = ?1")?
+            .execute([job.as_bytes()])?;
     }
     Ok(())
 }
@@ -199,7 +285,8 @@ fn insert(connection: &Connection, asked: &Asked) -> rusqlite::Result<()> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              ON CONFLICT (id) DO UPDATE SET outcome = NULL, error = NULL, ended_ms = NULL,
                  source = excluded.source, asked_ms = excluded.asked_ms
-             WHERE user = excluded.user AND pid = 0 AND outcome IN ('cancelled', 'refused')",
+             WHERE user = excluded.user AND (pid = 0 AND outcome IN ('cancelled', 'refused')
+                 OR pid IS NULL AND outcome = 'lost')",
         )?
         .execute(params![
             asked.job.as_bytes(),
@@ -479,6 +566,47 @@ mod tests {
             .map(|row| (row.asked.job, row.asked.unix_ms))
             .collect();
         assert_eq!(live, [(JobId::from_bytes([1; 16]), 6)]);
+        drop(recorder);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_nobody_knows_of_is_lost_until_it_is_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep {
+            jobs_max: 10,
+            age_ms: 1 << 40,
+        };
+        let (recorder, thread) = Recorder::start(dir.path(), keep).unwrap();
+        for number in 1..=4 {
+            recorder.asked(asked(number, u64::from(number)));
+        }
+        let exit = |happened| Exit {
+            outcome: Outcome {
+                outcome: happened,
+                ..Outcome::default()
+            },
+            ..Exit::default()
+        };
+        let id = |number| JobId::from_bytes([number; 16]);
+        // A process that was there and was lost is not started again.
+        let written = recorder.ended(id(4), 42, &exit(Happened::Lost));
+        written.blocking_recv().unwrap();
+        recorder.known(BTreeSet::from([id(1)]));
+        recorder.asked(asked(3, 5));
+        recorder.asked(asked(4, 6));
+        recorder.ended(id(3), 43, &exit(Happened::Exited));
+        let wanted = wanted("alice", true, 10);
+        let rows = recorder.list(wanted).blocking_recv().unwrap();
+        let happened = |row: Row| (row.asked.unix_ms, row.outcome.map(|it| it.outcome));
+        let rows: Vec<_> = rows.into_iter().map(happened).collect();
+        let expected = [
+            (5, Some(Happened::Exited)),
+            (4, Some(Happened::Lost)),
+            (2, Some(Happened::Lost)),
+            (1, None),
+        ];
+        assert_eq!(rows, expected);
         drop(recorder);
         thread.join().unwrap();
     }

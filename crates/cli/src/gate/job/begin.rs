@@ -85,7 +85,7 @@ impl Owner {
         let Some((connection, grant)) = grant else {
             // Within one hold of the lock: whoever comes now starts it anew.
             let outcome = Outcome::failed(Happened::Cancelled, "disconnected", "never started");
-            state.over(self.job.id, outcome, &self.worker.shared.recorder);
+            drop(state.over(self.job.id, outcome, &self.worker.shared.recorder));
             self.phase = Phase::Over;
             return true;
         };

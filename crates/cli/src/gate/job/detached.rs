@@ -116,7 +116,7 @@ impl Owner {
         };
         detached.sealed = true;
         let recorder = &self.worker.shared.recorder;
-        recorder.ended(self.job.id, state.pid, exit);
+        self.written = Some(recorder.ended(self.job.id, state.pid, exit));
         self.phase = Phase::Over;
     }
 

@@ -43,6 +43,7 @@ pub(super) use attachment::{Attachment, Done};
 use outcome::not_started;
 use output::{OnDisk, Output};
 pub(super) use owner::{Adoption, Owner};
+use tokio::sync::oneshot;
 
 use super::connection::order;
 use super::link::Link;
@@ -534,14 +535,6 @@ impl State {
         }
     }
 
-    /// What of a stream somebody has read, and nobody is still to.
-    fn read_by_all(&self, index: usize) -> u64 {
-        let acked = self.attachments.values();
-        let acked = acked.filter_map(|reader| reader.acked.get(index).copied().flatten());
-        let read = self.read.get(index).copied().unwrap_or(0);
-        acked.fold(read, u64::min)
-    }
-
     fn take_input(&mut self, memfd: Option<BorrowedFd<'_>>, offset: u64, bytes: &[u8], end: bool) {
         let stdin = &mut self.stdin;
         let fresh = input::fresh(stdin.end, offset, bytes);
@@ -574,10 +567,11 @@ impl State {
         }
     }
 
-    /// The outcome is known. It is recorded first: who is told of the end finds it there.
-    fn over(&mut self, id: JobId, outcome: Outcome, recorder: &Recorder) {
+    /// The outcome is known. It is recorded first: who is told of the end finds it there. Gives the record's
+    /// answer.
+    fn over(&mut self, id: JobId, outcome: Outcome, recorder: &Recorder) -> oneshot::Receiver<()> {
         let exit = self.exit(outcome);
-        recorder.ended(id, self.pid, &exit);
+        let written = recorder.ended(id, self.pid, &exit);
         tracing::info!(
             job = %id, outcome = exit.outcome.outcome.as_str(),
             code = exit.outcome.code, signal = exit.outcome.signal, "job ended"
@@ -588,6 +582,7 @@ impl State {
         self.stdin.closed = true;
         self.stage = Stage::Over(Arc::new(exit));
         self.wake_readers();
+        written
     }
 }
 

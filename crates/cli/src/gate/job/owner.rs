@@ -89,6 +89,8 @@ pub(in crate::gate) struct Owner {
     /// No keeper is there to be told anything, and what the job comes to nobody can know.
     orphaned: bool,
     pub(super) note: Option<Note>,
+    /// What it came to is on its way to the record. Until it is there the keeper knows it.
+    pub(super) written: Option<oneshot::Receiver<()>>,
 }
 
 impl Drop for Owner {
@@ -153,6 +155,7 @@ impl Owner {
             draining: false,
             orphaned: false,
             note: None,
+            written: None,
             job,
         }
     }
@@ -190,7 +193,8 @@ impl Owner {
             progress |= self.pump_output(cx, index);
         }
         progress |= self.pump_spool(cx);
-        progress | self.finish(cx)
+        progress |= self.finish(cx);
+        progress | self.poll_written(cx)
     }
 
     fn letters(&mut self, cx: &Context<'_>) -> bool {
@@ -530,7 +534,19 @@ impl Owner {
         self.phase = Phase::Over;
         self.stdin = None;
         let recorder = &self.worker.shared.recorder;
-        self.job.state().over(self.job.id, outcome, recorder);
+        let mut state = self.job.state();
+        let written = state.over(self.job.id, outcome, recorder);
+        // Of what never ran the keeper knows nothing either.
+        self.written = (state.pid != 0).then_some(written);
+    }
+
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> bool {
+        let written = self.written.as_mut();
+        let done = written.is_some_and(|written| Pin::new(written).poll(cx).is_ready());
+        if done {
+            self.written = None;
+        }
+        done
     }
 
     /// Whether nothing needs to be kept for anybody.
@@ -546,7 +562,7 @@ impl Owner {
             None => self.job.terms.keep,
         };
         let wanted = wanted && ran && !state.forgotten;
-        !wanted || self.abandoned || self.draining
+        self.draining || (self.written.is_none() && (!wanted || self.abandoned))
     }
 
     fn release(&self) {

@@ -188,6 +188,14 @@ impl Job {
 }
 
 impl State {
+    /// What of a stream somebody has read, and nobody is still to.
+    pub(super) fn read_by_all(&self, index: usize) -> u64 {
+        let acked = self.attachments.values();
+        let acked = acked.filter_map(|reader| reader.acked.get(index).copied().flatten());
+        let read = self.read.get(index).copied().unwrap_or(0);
+        acked.fold(read, u64::min)
+    }
+
     /// The outcome stands, and everything of the job is on the disk.
     fn ended(&mut self, ended: Ended) {
         self.pid = ended.pid;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{KILL, detach, leave, read, spooled};
 use crate::hostile::raw::{job, message};
 use crate::hostile::witness::gate_of;
-use crate::lifecycle::{jobs, until_jobs};
+use crate::lifecycle::{jobs, outcome, until_jobs};
 use crate::resume::client::connected;
 use crate::resume::{all_of, attach, block_on, numbers, raw, rest, server, start};
 use crate::server::{Server, is_root, signal_process};
@@ -31,7 +31,8 @@ fn server_with(config: &str) -> Server {
 /// The same, started by a shell that does something before.
 fn server_behind(script: &str) -> Server {
     Server::start_with(|command, dir| {
-        let script = script.replace("SPOOL", &dir.join("state/spool").display().to_string());
+        let state = dir.join("state").display().to_string();
+        let script = script.replace("STATE", &state);
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{script}; exec \"$0\" \"$@\"")]);
         shell.arg(command.get_program()).args(command.get_args());
@@ -349,6 +350,15 @@ fn what_was_written_since_a_time_is_found() {
     assert_eq!(raw.until(Kind::Refused, 4).text("code"), "not_permitted");
 }
 
+/// A server with a disk of 4 MiB in place of a folder of its state. Nobody else sees it, and it goes with the
+/// server.
+fn server_on_small_disk(folder: &str) -> Server {
+    let mount = format!("mkdir -p {folder}; mount -t tmpfs -o size=4m none {folder} || exit 1");
+    server_behind(&format!(
+        "exec unshare -m sh -c '{mount}; exec \"$0\" \"$@\"' \"$0\" \"$@\""
+    ))
+}
+
 /// The disk has room for three of these and no more.
 const BALLAST: &str = "head -c 1000000 /dev/zero";
 
@@ -357,10 +367,7 @@ fn a_full_disk_is_told_and_ends_nothing_else() {
     if !is_root() {
         return;
     }
-    let mount = "mkdir -p SPOOL; mount -t tmpfs -o size=4m none SPOOL || exit 1";
-    let server = server_behind(&format!(
-        "exec unshare -m sh -c '{mount}; exec \"$0\" \"$@\"' \"$0\" \"$@\""
-    ));
+    let server = server_on_small_disk("STATE/spool");
     for number in 1..=3 {
         leave(&server, number, BALLAST, &detach());
         assert_eq!(read(&server, number).1["code"], 0);
@@ -413,4 +420,42 @@ fn any_other_error_of_the_disk_is_told_too() {
     assert!(bytes.len() >= 24_576 * 512);
     assert_eq!(exit["error"], "spool_failed");
     assert_eq!(gate_of(&server), gate);
+}
+
+#[test]
+fn a_record_that_cannot_be_written_is_owed_what_a_job_came_to() {
+    if !is_root() {
+        return;
+    }
+    let server = server_on_small_disk("STATE/record");
+    let go = Signal::new(&server, "go");
+    leave(
+        &server,
+        1,
+        &format!("read x < {}; exit 3", go.0.display()),
+        &detach(),
+    );
+    // The folder as the server sees it.
+    let folder = server.dir().join("state/record");
+    let folder = format!("/proc/{}/root{}", server.pid(), folder.display());
+    let ballast = std::path::Path::new(&folder).join("ballast");
+    let full = std::fs::write(&ballast, vec![1; 5_000_000]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    go.give();
+    assert_eq!(read(&server, 1).1["code"], 3);
+    // Nothing is started that is not recorded; what is there is listed.
+    let mut raw = raw(&server);
+    raw.send(&start(2, 2, "true", &json!({})));
+    assert_eq!(raw.until(Kind::Refused, 2).text("code"), "record_failed");
+    until_jobs(&server, |rows| {
+        rows.len() == 1 && outcome(&rows[0]) == "none"
+    });
+    // The next gate is told of it again.
+    signal_process(gate_of(&server), KILL);
+    until_jobs(&server, |rows| {
+        rows.len() == 1 && outcome(&rows[0]) == "none"
+    });
+    std::fs::remove_file(&ballast).unwrap();
+    until_jobs(&server, |rows| rows[0]["outcome"]["code"] == 3);
+    assert_eq!(read(&server, 1).1["code"], 3);
 }
