@@ -2,6 +2,7 @@
 //! they came to is told long after.
 
 mod limits;
+mod many;
 
 use std::path::PathBuf;
 

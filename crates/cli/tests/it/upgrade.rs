@@ -21,8 +21,8 @@ const HUP: i32 = 1;
 const TERM: i32 = 15;
 
 /// A server whose program lies where a test can replace it, and that says how it does.
-struct Replaceable {
-    server: Server,
+pub(crate) struct Replaceable {
+    pub(crate) server: Server,
     manager: UnixDatagram,
 }
 
@@ -31,7 +31,7 @@ impl Replaceable {
         Replaceable::with(|_, _| {})
     }
 
-    fn with(change: impl FnOnce(&mut Command, &Path)) -> Replaceable {
+    pub(crate) fn with(change: impl FnOnce(&mut Command, &Path)) -> Replaceable {
         let mut manager = None;
         let server = Server::start_with(|command, dir| {
             let path = dir.join("notify");
@@ -86,7 +86,7 @@ impl Replaceable {
     }
 
     /// Puts another copy of the program in its place and has the server use it.
-    fn upgrade(&self) {
+    pub(crate) fn upgrade(&self) {
         let gate = gate_of(&self.server);
         put(&bowline(), &self.program());
         assert_ne!(self.runs(), self.program().metadata().unwrap().ino());
