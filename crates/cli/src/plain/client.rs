@@ -109,8 +109,7 @@ impl Talk {
         let framed = self.service == Service::Exec && self.framing == Framing::Framed;
         if framed {
             let mut whole = Vec::new();
-            Headed::little_endian(usize::MAX).head(message, &mut whole)?;
-            whole.extend_from_slice(message);
+            Headed::little_endian(usize::MAX).encode(message, &mut whole)?;
             self.send(&whole)?;
         } else {
             self.send(message)?;

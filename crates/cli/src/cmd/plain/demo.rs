@@ -157,14 +157,12 @@ fn ready(told: &mut String) -> io::Result<()> {
     Ok(())
 }
 
-/// A message behind what its framing puts before it.
-fn whole<F: Framing>(framing: &F, message: &str) -> io::Result<Vec<u8>> {
-    let mut whole = Vec::new();
-    framing
-        .head(message.as_bytes(), &mut whole)
-        .map_err(io::Error::other)?;
-    whole.extend_from_slice(message.as_bytes());
-    Ok(whole)
+/// A message as its framing has it.
+fn encoded<F: Framing>(framing: &F, message: &str) -> io::Result<Vec<u8>> {
+    let mut encoded = Vec::new();
+    let done = framing.encode(message.as_bytes(), &mut encoded);
+    done.map_err(io::Error::other)?;
+    Ok(encoded)
 }
 
 fn len4(told: &mut String) -> io::Result<()> {
@@ -174,8 +172,8 @@ fn len4(told: &mut String) -> io::Result<()> {
     );
     let (mut client, mut server) = pair()?;
     for message in MESSAGES {
-        let whole = whole(&Int32::little_endian(usize::MAX), message)?;
-        send(told, &mut client, &whole)?;
+        let encoded = encoded(&Int32::little_endian(usize::MAX), message)?;
+        send(told, &mut client, &encoded)?;
     }
     for _ in MESSAGES {
         let mut length = [0; 4];
@@ -197,8 +195,8 @@ fn json(told: &mut String) -> io::Result<()> {
     );
     let (mut client, mut server) = pair()?;
     for message in MESSAGES {
-        let whole = whole(&Headed::little_endian(usize::MAX), message)?;
-        send(told, &mut client, &whole)?;
+        let encoded = encoded(&Headed::little_endian(usize::MAX), message)?;
+        send(told, &mut client, &encoded)?;
     }
     for _ in MESSAGES {
         let mut length = [0; 4];
