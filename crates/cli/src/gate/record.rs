@@ -82,11 +82,16 @@ pub(super) struct Keep {
 
 #[derive(Debug)]
 enum Request {
+    Write(Write),
+    List(Wanted, oneshot::Sender<Vec<Row>>),
+}
+
+#[derive(Debug)]
+enum Write {
     Asked(Asked, oneshot::Sender<bool>),
     Ended(Ended),
     /// These are all that anybody knows of.
     Known(BTreeSet<JobId>),
-    List(Wanted, oneshot::Sender<Vec<Row>>),
 }
 
 /// What became of a job.
@@ -142,25 +147,26 @@ impl Recorder {
     pub(super) fn asked(&self, asked: Asked) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         // Where the thread has died the answer's sender is dropped, and the asker sees that.
-        let _ = self.0.send(Request::Asked(asked, done));
+        let _ = self.0.send(Request::Write(Write::Asked(asked, done)));
         answer
     }
 
     /// Writes down what became of a job. An answer comes back once it is committed, however long that takes.
     pub(super) fn ended(&self, job: JobId, pid: i32, exit: &Exit) -> oneshot::Receiver<()> {
         let (written, answer) = oneshot::channel();
-        let _ = self.0.send(Request::Ended(Ended {
+        let ended = Ended {
             job,
             pid,
             exit: Box::new(exit.clone()),
             written,
-        }));
+        };
+        let _ = self.0.send(Request::Write(Write::Ended(ended)));
         answer
     }
 
     /// Says which jobs an earlier gate has left: what became of any other that has no outcome, nobody will ever know.
     pub(super) fn known(&self, jobs: BTreeSet<JobId>) {
-        let _ = self.0.send(Request::Known(jobs));
+        let _ = self.0.send(Request::Write(Write::Known(jobs)));
     }
 
     /// The jobs of a user, the latest first.
@@ -189,7 +195,7 @@ fn serve(mut connection: Connection, requests: &Receiver<Request>, keep: Keep) {
         first.into_iter().for_each(|request| batch.take(request));
         let others = requests.try_iter().take(BATCH_MAX - 1);
         others.for_each(|request| batch.take(request));
-        let ended = |write: &&Request| matches!(write, Request::Ended(_));
+        let ended = |write: &&Write| matches!(write, Write::Ended(_));
         let ended = batch.writes.iter().filter(ended).count();
         since_clean = since_clean.saturating_add(u64::try_from(ended).unwrap_or(0));
         owed = batch.serve(&mut connection);
@@ -205,10 +211,32 @@ fn serve(mut connection: Connection, requests: &Receiver<Request>, keep: Keep) {
     }
 }
 
+impl Write {
+    /// It is committed.
+    fn answer(self) {
+        match self {
+            Self::Asked(_, answer) => drop(answer.send(true)),
+            Self::Ended(ended) => drop(ended.written.send(())),
+            Self::Known(_) => {}
+        }
+    }
+
+    /// Whether it is to be tried again where it could not be committed.
+    fn is_owed(&self) -> bool {
+        match self {
+            // Without an answer nothing is started.
+            Self::Asked(..) => false,
+            // What nobody waits for has no owner.
+            Self::Ended(ended) => !ended.written.is_closed(),
+            Self::Known(_) => true,
+        }
+    }
+}
+
 /// What is asked for at the same time.
 #[derive(Debug, Default)]
 struct Batch {
-    writes: Vec<Request>,
+    writes: Vec<Write>,
     lists: Vec<(Wanted, oneshot::Sender<Vec<Row>>)>,
 }
 
@@ -216,25 +244,22 @@ impl Batch {
     fn take(&mut self, request: Request) {
         match request {
             Request::List(wanted, answer) => self.lists.push((wanted, answer)),
-            write => self.writes.push(write),
+            Request::Write(write) => self.writes.push(write),
         }
     }
 
     /// Does it all, and answers; lists find what was asked for before. Gives what is owed still.
-    fn serve(self, connection: &mut Connection) -> Vec<Request> {
+    fn serve(self, connection: &mut Connection) -> Vec<Write> {
         let written = self.write(connection);
         if let Err(error) = &written {
             tracing::error!(%error, "the record cannot be written");
         }
         let mut owed = Vec::new();
-        for request in self.writes {
-            match (request, &written) {
-                (Request::Asked(_, answer), Ok(())) => drop(answer.send(true)),
-                (Request::Ended(ended), Ok(())) => drop(ended.written.send(())),
-                // Without an answer nothing is started, and what nobody waits for has no owner.
-                (Request::Ended(ended), Err(_)) if ended.written.is_closed() => {}
-                (request @ (Request::Ended(_) | Request::Known(_)), Err(_)) => owed.push(request),
-                _ => {}
+        for write in self.writes {
+            match written {
+                Ok(()) => write.answer(),
+                Err(_) if write.is_owed() => owed.push(write),
+                Err(_) => {}
             }
         }
         for (wanted, answer) in self.lists {
@@ -252,12 +277,11 @@ impl Batch {
             return Ok(());
         }
         let transaction = connection.transaction()?;
-        for request in &self.writes {
-            match request {
-                Request::Asked(asked, _) => insert(&transaction, asked)?,
-                Request::Ended(ended) => update(&transaction, ended.job, ended.pid, &ended.exit)?,
-                Request::Known(jobs) => close_others(&transaction, jobs)?,
-                Request::List(..) => {}
+        for write in &self.writes {
+            match write {
+                Write::Asked(asked, _) => insert(&transaction, asked)?,
+                Write::Ended(ended) => update(&transaction, ended.job, ended.pid, &ended.exit)?,
+                Write::Known(jobs) => close_others(&transaction, jobs)?,
             }
         }
         transaction.commit()

@@ -9,7 +9,7 @@ use bowline_proto::limits::JOBS_PER_MESSAGE_MAX;
 use bowline_proto::message::{Attach, Exit, JobRow, Jobs, Refused, Signal, Start};
 use bowline_proto::session::RecvFlow;
 
-use super::super::job::{AttachError, Attachment, Done, Job, Owner};
+use super::super::job::{AttachError, Attachment, Done, Job, OUTPUT_LOST, Owner};
 use super::super::record::Asked;
 use super::super::spec;
 use super::keeper::KEEPER_GONE;
@@ -163,10 +163,7 @@ impl Connection {
                 "bad_offset",
                 "the job has not written as much as was said to be there already",
             ),
-            AttachError::Lost => (
-                "output_lost",
-                "the output at this offset is not kept any more",
-            ),
+            AttachError::Lost => OUTPUT_LOST,
             AttachError::Forgotten => NO_SUCH_JOB,
             AttachError::Time => (
                 "not_permitted",

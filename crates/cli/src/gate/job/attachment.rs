@@ -253,6 +253,12 @@ impl Attachment {
     }
 }
 
+/// Of what is asked for, or was still to come, something was dropped.
+pub(in crate::gate) const OUTPUT_LOST: (&str, &str) = (
+    "output_lost",
+    "the output at this offset is not kept any more",
+);
+
 impl Done {
     /// What the client is told, as a refusal: a code and a sentence.
     pub(in crate::gate) fn refusal(&self) -> Option<(String, String)> {
@@ -262,10 +268,7 @@ impl Done {
                 "attached_elsewhere",
                 "another attachment has taken over the input of this job",
             ),
-            Done::Lost => owned(
-                "output_lost",
-                "the output at this offset is not kept any more",
-            ),
+            Done::Lost => owned(OUTPUT_LOST.0, OUTPUT_LOST.1),
             Done::Failed => owned("out_of_resources", "the output of this job cannot be read"),
             Done::Exit(exit) if exit.outcome.outcome == Happened::Refused => owned(
                 exit.outcome.error.as_deref().unwrap_or_default(),

@@ -39,7 +39,7 @@ use bowline_proto::id::JobId;
 use bowline_proto::message::{Attach, AttachFrom, Exit, Signal};
 use bowline_proto::outcome::Outcome;
 
-pub(super) use attachment::{Attachment, Done};
+pub(super) use attachment::{Attachment, Done, OUTPUT_LOST};
 use outcome::not_started;
 use output::{OnDisk, Output};
 pub(super) use owner::{Adoption, Owner};

@@ -326,6 +326,6 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
 }
 
-pub(super) fn index_of(stream: Stream) -> usize {
+fn index_of(stream: Stream) -> usize {
     usize::from(stream == Stream::Stderr)
 }
