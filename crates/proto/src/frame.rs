@@ -33,6 +33,17 @@ pub enum Stream {
     Stderr,
 }
 
+impl Stream {
+    /// The word of the wire and of JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdin => "stdin",
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])* $name:ident = $value:literal,)*) => {
         /// What a frame is.

@@ -8,10 +8,9 @@ use bowline_proto::id::JobId;
 use bowline_proto::message::{Attach, AttachFrom};
 
 use super::dial::{ConnectFlags, Dialer};
-use super::job_name::{JobName, find};
+use super::job_name::{JobName, find_one};
 use super::run::{self, Errand, Follower, PatienceFlags, Relay, Wiring};
 use crate::exit;
-use crate::report::Report;
 
 /// Attach to a job that runs: its output, its input, its outcome
 ///
@@ -79,16 +78,9 @@ pub(crate) async fn attach(flags: AttachFlags, quiet: bool) -> anyhow::Result<Ex
     let patience = PatienceFlags::default().patience(dialer.settings());
     let host = (flags.target.as_str(), quiet);
     let follower = Follower::new(&mut dialer, &mut relay, (job, &errand), patience, host);
-    let report = match follower.follow().await {
-        Ok(exit) => Report::new(exit, &flags.target, job),
-        Err(failed) => Report::without_exit(failed.outcome(), &flags.target, job),
-    };
-    let unwritten = relay.unwritten();
-    // Its terminal is as it was before anything is said.
-    drop(relay);
-    dialer.finish();
-    let unwritten = run::report_to_all(&report, flags.json, None, quiet).or(unwritten);
-    Ok(run::exit_code(report.outcome.exit_status(), unwritten))
+    let report = follower.follow().await;
+    let ends = (relay, dialer);
+    Ok(run::finish(&report, ends, flags.json, None, quiet))
 }
 
 /// The job that is meant; `None` where the name gives none, which is said.
@@ -98,15 +90,8 @@ async fn named(
     name: &JobName,
 ) -> Result<Option<JobId>, ClientError> {
     let mut connection = dialer.enter().await?;
-    let found = find(&mut connection, std::slice::from_ref(name), true).await?;
+    let job = find_one(&mut connection, target, name).await?;
     connection.bye();
     let _ = connection.finish().await;
-    Ok(match found.into_iter().next() {
-        Some(Ok((job, _))) => Some(job),
-        Some(Err(not_one)) => {
-            not_one.tell(target, name, "job of yours");
-            None
-        }
-        None => None,
-    })
+    Ok(job)
 }

@@ -123,6 +123,25 @@ pub(crate) async fn find(
     Ok(found)
 }
 
+/// The job that one name means, also one that is over; `None` where it means none, which is said.
+///
+/// # Errors
+/// As [`find`].
+pub(crate) async fn find_one(
+    connection: &mut Connection,
+    target: &str,
+    name: &JobName,
+) -> Result<Option<JobId>, ClientError> {
+    let found = find(connection, std::slice::from_ref(name), true).await?;
+    Ok(found.into_iter().next().and_then(|found| match found {
+        Ok((job, _)) => Some(job),
+        Err(not_one) => {
+            not_one.tell(target, name, "job of yours");
+            None
+        }
+    }))
+}
+
 /// All rows of a list.
 ///
 /// # Errors

@@ -9,10 +9,9 @@ use bowline_proto::message::{Attach, AttachFrom};
 use bowline_proto::outcome::Happened;
 
 use super::dial::{ConnectFlags, Dialer};
-use super::job_name::{JobName, find};
+use super::job_name::{JobName, find_one};
 use super::run::{self, Errand, Follower, PatienceFlags, Relay, Wiring};
 use crate::exit;
-use crate::report::Report;
 
 /// Show what a job has written, as far as it is kept
 ///
@@ -84,14 +83,11 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
     let patience = PatienceFlags::default().patience(dialer.settings());
     let host = (flags.target.as_str(), quiet);
     let follower = Follower::new(&mut dialer, &mut relay, (job, &errand), patience, host);
-    let followed = follower.follow().await;
+    let report = follower.follow().await;
     let unwritten = relay.unwritten();
     drop(relay);
     dialer.finish();
-    let outcome = match followed {
-        Ok(exit) => exit.outcome,
-        Err(failed) => failed.outcome(),
-    };
+    let outcome = &report.outcome;
     // What the server says of a job's end is the job's affair; what we could not get is ours.
     // A reader that has had enough (`| head`) is no failure.
     let ours = matches!(outcome.outcome, Happened::Unreachable | Happened::Refused);
@@ -99,7 +95,6 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
     if !ours || closed || outcome.error.is_none() {
         return Ok(run::exit_code(0, unwritten));
     }
-    let report = Report::without_exit(outcome, &flags.target, job);
     let unwritten = run::report_to_all(&report, false, None, quiet).or(unwritten);
     Ok(run::exit_code(u8::MAX, unwritten))
 }
@@ -112,18 +107,11 @@ async fn ask(
 ) -> Result<Option<(JobId, Option<[u64; 2]>)>, ClientError> {
     let mut connection = dialer.enter().await?;
     let job = match flags.job.id() {
-        Some(job) => job,
-        None => {
-            let found = find(&mut connection, std::slice::from_ref(&flags.job), true).await?;
-            match found.into_iter().next() {
-                Some(Ok((job, _))) => job,
-                Some(Err(not_one)) => {
-                    not_one.tell(&flags.target, &flags.job, "job of yours");
-                    return Ok(None);
-                }
-                None => return Ok(None),
-            }
-        }
+        Some(job) => Some(job),
+        None => find_one(&mut connection, &flags.target, &flags.job).await?,
+    };
+    let Some(job) = job else {
+        return Ok(None);
     };
     let until = match flags.follow {
         true => None,

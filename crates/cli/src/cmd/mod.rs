@@ -8,6 +8,7 @@ pub(crate) mod dial;
 pub(crate) mod forget;
 pub(crate) mod job_name;
 pub(crate) mod jobs;
+mod keepalive;
 pub(crate) mod keygen;
 pub(crate) mod kill;
 pub(crate) mod logs;

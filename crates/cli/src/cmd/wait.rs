@@ -7,15 +7,15 @@ use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bowline::client::{Beat, ClientError, Connection, Happening, Pulse};
+use bowline::client::{ClientError, Connection, Happening};
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{Attach, Exit, Jobs, List, Refused};
 use bowline_proto::outcome::{Happened, Outcome};
-use tokio::time::{Interval, MissedTickBehavior};
 
 use super::dial::{ConnectFlags, Dialer};
 use super::job_name::{JobName, find};
 use super::jobs::state;
+use super::keepalive::Keepalive;
 use super::run::{Outage, PatienceFlags};
 use crate::exit;
 use crate::report::Report;
@@ -144,8 +144,7 @@ struct Under {
     attached: Vec<(Channel, usize)>,
     /// Lists that were asked for, of a job each.
     looked_up: VecDeque<usize>,
-    pulse: Pulse,
-    beats: Interval,
+    keepalive: Keepalive,
 }
 
 impl<'a> Waiting<'a> {
@@ -218,15 +217,14 @@ impl<'a> Waiting<'a> {
             next: open.map(|(place, _)| place).collect(),
             attached: Vec::new(),
             looked_up: VecDeque::new(),
-            pulse: Pulse::default(),
-            beats: beats(silence),
+            keepalive: Keepalive::new(silence),
         };
         loop {
             self.attach_more(&mut under)?;
             if under.attached.is_empty() && under.looked_up.is_empty() {
                 break;
             }
-            let happening = under.next(silence).await?;
+            let happening = under.keepalive.next(&mut under.connection).await?;
             self.apply(&mut under, happening)?;
         }
         // No goodbye: a server takes that for "the outcomes are no longer needed".
@@ -347,29 +345,7 @@ async fn entered(dialer: &mut Dialer) -> Result<Connection, ClientError> {
     entered.unwrap_or(Err(ClientError::Timeout(time)))
 }
 
-fn beats(silence: Duration) -> Interval {
-    let every = Pulse::interval(silence);
-    let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beats
-}
-
 impl Under {
-    /// What the server says next; an error where nothing at all is heard for too long.
-    async fn next(&mut self, silence: Duration) -> Result<Happening, ClientError> {
-        loop {
-            tokio::select! {
-                biased;
-                happening = self.connection.next() => return happening,
-                _ = self.beats.tick() => {}
-            }
-            match self.pulse.beat(self.connection.heard()) {
-                Beat::Ping => self.connection.ping(0),
-                Beat::Silent => return Err(ClientError::Silent(silence)),
-            }
-        }
-    }
-
     /// The job on a channel, which is over.
     fn take(&mut self, channel: Channel) -> Option<usize> {
         let at = self.attached.iter().position(|(it, _)| *it == channel)?;

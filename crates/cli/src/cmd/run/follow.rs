@@ -26,6 +26,7 @@ use super::outage::Outage;
 use super::relay::Relay;
 use super::signals::Signals;
 use crate::config::{HostSettings, Milliseconds, OnDisconnect as WhenAlone};
+use crate::report::Report;
 use crate::{duration, exit};
 
 /// How long a path may be silent before it is called dead, by default.
@@ -93,7 +94,7 @@ impl PatienceFlags {
 
 /// Why the outcome is not known.
 #[derive(Debug)]
-pub(in crate::cmd) struct Failed {
+struct Failed {
     error: ClientError,
     /// The job had started, or may have.
     started: bool,
@@ -103,7 +104,7 @@ pub(in crate::cmd) struct Failed {
 
 impl Failed {
     /// The outcome of a job that the server said nothing final about.
-    pub(in crate::cmd) fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> Outcome {
         let mut outcome = self.error.outcome();
         let mut message = exit::chain(&self.error);
         if let Some(grace) = self.given_up {
@@ -134,6 +135,8 @@ impl From<ClientError> for Stop {
 pub(in crate::cmd) struct Follower<'a> {
     dialer: &'a mut Dialer,
     relay: &'a mut Relay,
+    /// The target as the user gave it.
+    host: &'a str,
     job: JobId,
     errand: &'a Errand,
     patience: Patience,
@@ -154,12 +157,13 @@ impl<'a> Follower<'a> {
         relay: &'a mut Relay,
         (job, errand): (JobId, &'a Errand),
         patience: Patience,
-        (host, quiet): (&str, bool),
+        (host, quiet): (&'a str, bool),
     ) -> Self {
         dialer.bound_silence(patience.silence);
         Self {
             dialer,
             relay,
+            host,
             job,
             errand,
             patience,
@@ -170,11 +174,17 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Follows the job until its outcome is known and its output is written, or the client leaves.
-    ///
-    /// # Errors
-    /// [`Failed`] where neither came to be.
-    pub(in crate::cmd) async fn follow(mut self) -> Result<Exit, Failed> {
+    /// Follows the job until its outcome is known and its output is written, the client leaves, or
+    /// neither can come to be.
+    pub(in crate::cmd) async fn follow(self) -> Report {
+        let (host, job) = (self.host, self.job);
+        match self.follow_to_the_end().await {
+            Ok(exit) => Report::new(exit, host, job),
+            Err(failed) => Report::without_exit(failed.outcome(), host, job),
+        }
+    }
+
+    async fn follow_to_the_end(mut self) -> Result<Exit, Failed> {
         loop {
             let error = match self.attempt().await {
                 Ok(exit) | Err(Stop::Left(exit)) => return Ok(exit),

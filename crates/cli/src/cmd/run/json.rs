@@ -61,7 +61,7 @@ impl Encoder {
         }
         let text = std::str::from_utf8(&whole).ok();
         let line = Line {
-            stream: name(self.stream),
+            stream: self.stream.as_str(),
             offset: self.offset,
             text,
             base64: text.is_none().then(|| STANDARD.encode(&whole)),
@@ -79,21 +79,13 @@ impl Encoder {
         let from = std::mem::replace(&mut self.offset, offset);
         if told {
             let gap = GapLine {
-                stream: name(self.stream),
+                stream: self.stream.as_str(),
                 gap: Range { from, to: offset },
             };
             lines.extend_from_slice(&serde_json::to_vec(&gap).unwrap_or_default());
             lines.extend_from_slice(b"\n");
         }
         lines.freeze()
-    }
-}
-
-pub(super) fn name(stream: Stream) -> &'static str {
-    match stream {
-        Stream::Stdin => "stdin",
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use bowline::client::{Beat, ClientError, Connection, Happening, Pulse};
+use bowline::client::{ClientError, Connection, Happening};
 use bowline_proto::frame::Stream;
 use bowline_proto::id::{Channel, JobId};
 use bowline_proto::message::{Resize, Signal};
 use bowline_proto::session::PutError;
-use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::cmd::keepalive::Keepalive;
 
 /// How long one who leaves waits for the line to take the last word, and for ssh, where that
 /// carries it, to pass it on and to end.
@@ -28,17 +29,11 @@ pub(in crate::cmd) struct Line {
     pub(super) kept: bool,
     /// The server has said `started`.
     pub(super) answered: bool,
-    silence: Duration,
-    pulse: Pulse,
-    beats: Interval,
-    pings: u64,
+    keepalive: Keepalive,
 }
 
 impl Line {
     pub(super) fn new(connection: Connection, channel: Channel, silence: Duration) -> Self {
-        let every = Pulse::interval(silence);
-        let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             connection,
             channel,
@@ -46,10 +41,7 @@ impl Line {
             guest: false,
             kept: false,
             answered: false,
-            silence,
-            pulse: Pulse::default(),
-            beats,
-            pings: 0,
+            keepalive: Keepalive::new(silence),
         }
     }
 
@@ -61,24 +53,7 @@ impl Line {
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
     pub(super) async fn next(&mut self) -> Result<Happening, ClientError> {
-        loop {
-            tokio::select! {
-                biased;
-                happening = self.connection.next() => return happening,
-                _ = self.beats.tick() => {}
-            }
-            match self.pulse.beat(self.connection.heard()) {
-                Beat::Ping => _ = self.ping(),
-                Beat::Silent => return Err(ClientError::Silent(self.silence)),
-            }
-        }
-    }
-
-    /// Asks for an answer behind everything that was said before; gives its number.
-    fn ping(&mut self) -> u64 {
-        self.pings += 1;
-        self.connection.ping(self.pings);
-        self.pings
+        self.keepalive.next(&mut self.connection).await
     }
 
     pub(super) fn is_of(&self, channel: Channel) -> bool {
@@ -128,7 +103,7 @@ impl Line {
             job: None,
         };
         self.connection.signal(self.channel, &signal);
-        self.ping()
+        self.keepalive.ping(&mut self.connection)
     }
 
     /// Ends the whole tree.

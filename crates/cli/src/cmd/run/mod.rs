@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bowline::client::StartRequest;
+use bowline_proto::frame::Stream;
 use bowline_proto::message::Pty;
 
 pub(super) use self::detach::DetachFlags;
@@ -135,16 +136,24 @@ async fn follow(flags: RunFlags, request: StartRequest, quiet: bool) -> anyhow::
         patience,
         (&flags.target, quiet),
     );
-    let report = match follower.follow().await {
-        Ok(exit) => Report::new(exit, &flags.target, job),
-        Err(failed) => Report::without_exit(failed.outcome(), &flags.target, job),
-    };
+    let report = follower.follow().await;
+    Ok(finish(&report, (relay, dialer), flags.json, status, quiet))
+}
+
+/// What is done when a job is not followed any more: its outcome is told, and becomes our status.
+pub(super) fn finish(
+    report: &Report,
+    (mut relay, dialer): (Relay, Dialer),
+    json: bool,
+    status: Option<OwnedFd>,
+    quiet: bool,
+) -> ExitCode {
     let unwritten = relay.unwritten();
     // Its terminal is as it was before anything is said.
     drop(relay);
     dialer.finish();
-    let unwritten = report_to_all(&report, flags.json, status, quiet).or(unwritten);
-    Ok(exit_code(report.outcome.exit_status(), unwritten))
+    let unwritten = report_to_all(report, json, status, quiet).or(unwritten);
+    exit_code(report.outcome.exit_status(), unwritten)
 }
 
 /// A terminal like our own. Without one it is a terminal all the same: it was asked for.
@@ -240,7 +249,7 @@ pub(super) fn report_to_all(
     };
     let unwritten = written
         .err()
-        .and_then(|error| Unwritten::new("stdout", error));
+        .and_then(|error| Unwritten::new(Stream::Stdout, error));
     if let Some(fd) = status
         && let Err(error) = report.write_to(fd)
     {

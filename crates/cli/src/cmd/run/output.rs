@@ -17,20 +17,20 @@ use super::sink::{Sink, Written};
 /// One of our own streams that takes no more, as on a full disk: bytes of the job are lost here.
 #[derive(Debug)]
 pub(in crate::cmd) struct Unwritten {
-    stream: &'static str,
+    stream: Stream,
     error: io::Error,
 }
 
 impl Unwritten {
     /// None where nobody reads any more: whoever left (`| head`) misses nothing.
-    pub(super) fn new(stream: &'static str, error: io::Error) -> Option<Self> {
+    pub(super) fn new(stream: Stream, error: io::Error) -> Option<Self> {
         (error.kind() != io::ErrorKind::BrokenPipe).then_some(Self { stream, error })
     }
 }
 
 impl fmt::Display for Unwritten {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stream, error } = self;
+        let (stream, error) = (self.stream.as_str(), &self.error);
         write!(
             f,
             "{stream} cannot be written here: {error} [{stream}_failed]"
@@ -134,12 +134,7 @@ impl Output {
     /// Why the job's bytes could not be written here, where it is not that their reader
     /// has gone.
     pub(super) fn unwritten(&mut self) -> Option<Unwritten> {
-        let error = self.sink.failure()?;
-        let fd = match self.stream {
-            Stream::Stderr => "stderr",
-            _ => "stdout",
-        };
-        Unwritten::new(fd, error)
+        Unwritten::new(self.stream, self.sink.failure()?)
     }
 
     /// Tells the server what has arrived. What still comes when nobody reads it any more

@@ -128,7 +128,7 @@ impl Spools {
     pub(super) fn make(&self, job: JobId, stream: Stream) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
-        options.mode(0o600).open(self.path(job, name_of(stream)))
+        options.mode(0o600).open(self.path(job, stream.as_str()))
     }
 
     /// The same, if it is there.
@@ -136,7 +136,7 @@ impl Spools {
     /// # Errors
     /// As open(2).
     pub(super) fn open(&self, job: JobId, stream: Stream) -> io::Result<Option<File>> {
-        let path = self.path(job, name_of(stream));
+        let path = self.path(job, stream.as_str());
         found(File::options().read(true).write(true).open(path))
     }
 
@@ -210,14 +210,6 @@ impl Spools {
 
 fn file_of(dir: &Path, job: JobId, name: &str) -> PathBuf {
     dir.join(format!("{job}.{name}"))
-}
-
-fn name_of(stream: Stream) -> &'static str {
-    match stream {
-        Stream::Stdin => "stdin",
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-    }
 }
 
 /// `None` where there is no such file.

@@ -9,7 +9,6 @@ use bowline_proto::message::Exit;
 use bowline_proto::outcome::{Happened, Outcome};
 use rustix::termios::isatty;
 
-use super::super::json;
 use super::super::signals::Signals;
 use super::super::wiring::Wiring;
 use super::Relay;
@@ -52,7 +51,7 @@ impl Relay {
         let left_out = output.go_on_at(offset, gaps, told)?;
         if told_here && left_out > 0 {
             let end = if raw { "\r" } else { "" };
-            let stream = json::name(stream);
+            let stream = stream.as_str();
             tell!(
                 "bowline: {left_out} bytes of {stream} were dropped and are not kept any more [output_dropped]{end}"
             );
