@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use bowline_proto::frame::Kind;
 use serde_json::{Value, json};
 
-use self::streams::Client;
+use self::streams::{client, end};
 use crate::faults::way::Way;
 use crate::hostile::raw::{Raw, message};
 use crate::resume::{raw, start};
@@ -315,14 +315,14 @@ fn a_line_that_breaks_is_waited_through() {
     begin(&server, "a", &format!(": < {}; exit 3", gate.0.display()));
     ended(&server, "b", "exit 0");
     let args = ["wait", "--trust", "new", &target, "b", "a"];
-    let mut client = Client::start(&server, &args);
+    let mut client = client(&server, &args);
     // What it was let in for: before that a line is made anew without a word.
     client.hears(&format!("{}  exited 0\n", id("b")));
     way.cut(true);
     client.says("the connection is lost");
     client.says("connected again after");
     let opened = gate.open();
-    let (out, err, status) = client.end();
+    let (out, err, status) = end(client);
     let expected = format!("{}  exited 3\n", id("a"));
     assert_eq!((out, err.as_str(), status), (expected, "", 3));
     drop(opened);

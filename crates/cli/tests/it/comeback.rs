@@ -1,8 +1,7 @@
 //! `bowline run` when its line breaks: it says so, comes back, and goes on where it was.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bowline_proto::frame::Kind;
@@ -12,6 +11,7 @@ use crate::faults::way::Way;
 use crate::hostile::raw::message;
 use crate::hostile::witness::gate_of;
 use crate::lifecycle::{Watched, granted};
+use crate::piped::Piped;
 use crate::server::{Server, signal_process};
 use crate::upgrade::Signal;
 
@@ -19,62 +19,21 @@ const KILL: i32 = 9;
 const INT: i32 = 2;
 
 /// A client over a way that the test breaks.
-struct Traveller {
-    child: Child,
-    out: BufReader<ChildStdout>,
-    err: BufReader<ChildStderr>,
+fn traveller(server: &Server, way: &Way, flags: &[&str], script: &str) -> Piped {
+    let target = way.target();
+    let mut args = vec!["run", "--trust", "new"];
+    args.extend(flags);
+    args.extend([target.as_str(), "--", "sh", "-c", script]);
+    let mut traveller = Piped::start(server.command(&args));
+    traveller.says_next("pinned its host key");
+    traveller
 }
 
-impl Traveller {
-    fn start(server: &Server, way: &Way, flags: &[&str], script: &str) -> Traveller {
-        let target = way.target();
-        let mut args = vec!["run", "--trust", "new"];
-        args.extend(flags);
-        args.extend([target.as_str(), "--", "sh", "-c", script]);
-        let mut traveller = Traveller::of(&mut server.command(&args));
-        traveller.says("pinned its host key");
-        traveller
-    }
-
-    fn of(command: &mut Command) -> Traveller {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let err = BufReader::new(child.stderr.take().unwrap());
-        Traveller { child, out, err }
-    }
-
-    fn hears(&mut self, line: &str) {
-        let mut said = String::new();
-        self.out.read_line(&mut said).unwrap();
-        assert_eq!(said, line);
-    }
-
-    /// The next line of what bowline itself says.
-    fn says(&mut self, what: &str) -> String {
-        let mut said = String::new();
-        self.err.read_line(&mut said).unwrap();
-        assert!(said.contains(what), "{said}");
-        said
-    }
-
-    fn send(&mut self, text: &str) {
-        let stdin = self.child.stdin.as_mut().unwrap();
-        stdin.write_all(text.as_bytes()).unwrap();
-    }
-
-    /// Its exit status, and what else came on its stdout and stderr.
-    fn end(mut self) -> (Option<i32>, String, String) {
-        drop(self.child.stdin.take());
-        let (mut out, mut err) = (String::new(), String::new());
-        self.out.read_to_string(&mut out).unwrap();
-        self.err.read_to_string(&mut err).unwrap();
-        (self.child.wait().unwrap().code(), out, err)
-    }
+/// Its exit status, and what else came on its stdout and stderr.
+fn end(mut client: Piped) -> (Option<i32>, String, String) {
+    drop(client.child.stdin.take());
+    let (status, out, err) = client.end();
+    (status.code(), out, err)
 }
 
 /// Says that it runs, waits for a line and says it again on both of its outputs.
@@ -92,18 +51,18 @@ fn a_line_that_breaks_is_said_once_and_the_job_goes_on() {
     }];
     for break_it in breaks {
         let way = way_to(&server);
-        let mut client = Traveller::start(&server, &way, &[], ECHO);
+        let mut client = traveller(&server, &way, &[], ECHO);
         client.hears("up\n");
         break_it(&way);
-        client.says("the connection is lost");
-        client.says("connected again after");
+        client.says_next("the connection is lost");
+        client.says_next("connected again after");
         client.send("one\n");
         client.hears("one\n");
-        client.says("one");
+        client.says_next("one");
         break_it(&way);
         // Typed while there may be no line.
         client.send("two\n");
-        let (status, out, err) = client.end();
+        let (status, out, err) = end(client);
         assert_eq!((status, out.as_str()), (Some(5), "two\n"), "{err}");
         assert_eq!(err.lines().count(), 2, "{err}");
     }
@@ -113,11 +72,11 @@ fn a_line_that_breaks_is_said_once_and_the_job_goes_on() {
 fn nothing_is_said_where_nobody_wants_to_hear_it() {
     let server = Server::start();
     let way = way_to(&server);
-    let mut client = Traveller::start(&server, &way, &["-q"], ECHO);
+    let mut client = traveller(&server, &way, &["-q"], ECHO);
     client.hears("up\n");
     way.cut(true);
     client.send("one\ntwo\n");
-    let (status, out, err) = client.end();
+    let (status, out, err) = end(client);
     assert_eq!(
         (status, out.as_str(), err.as_str()),
         (Some(5), "one\ntwo\n", "one\n")
@@ -128,15 +87,15 @@ fn nothing_is_said_where_nobody_wants_to_hear_it() {
 fn a_silent_line_is_noticed_within_its_bound() {
     let server = Server::start();
     let way = way_to(&server);
-    let mut client = Traveller::start(&server, &way, &["--silence", "400ms"], ECHO);
+    let mut client = traveller(&server, &way, &["--silence", "400ms"], ECHO);
     client.hears("up\n");
     way.freeze();
-    let said = client.says("the connection is lost");
+    let said = client.says_next("the connection is lost");
     assert!(said.contains("[connection_silent]"), "{said}");
     way.thaw();
-    client.says("connected again after");
+    client.says_next("connected again after");
     client.send("one\ntwo\n");
-    let (status, out, _) = client.end();
+    let (status, out, _) = end(client);
     assert_eq!((status, out.as_str()), (Some(5), "one\ntwo\n"));
 }
 
@@ -149,17 +108,16 @@ fn a_job_that_ends_meanwhile_is_told_exactly() {
         "echo $$; read x < {}; seq 100000; exit 9",
         signal.0.display()
     );
-    let mut client = Traveller::start(&server, &way, &["--silence", "400ms"], &script);
-    let mut line = String::new();
-    client.out.read_line(&mut line).unwrap();
+    let mut client = traveller(&server, &way, &["--silence", "400ms"], &script);
+    let line = client.line();
     let process = Watched::new(line.trim().parse().unwrap());
     way.freeze();
     signal.give();
-    client.says("the connection is lost");
+    client.says_next("the connection is lost");
     process.ends();
     way.cut(false);
     way.thaw();
-    let (status, out, err) = client.end();
+    let (status, out, err) = end(client);
     assert_eq!(status, Some(9), "{err}");
     assert_eq!(out.lines().count(), 100_000);
     assert!(out.ends_with("\n100000\n"));
@@ -170,13 +128,12 @@ fn whoever_is_not_back_in_time_does_not_know() {
     let server = Server::start();
     let way = way_to(&server);
     let script = "echo $$; exec sleep 1000";
-    let mut client = Traveller::start(&server, &way, &["--grace", "300ms"], script);
-    let mut line = String::new();
-    client.out.read_line(&mut line).unwrap();
+    let mut client = traveller(&server, &way, &["--grace", "300ms"], script);
+    let line = client.line();
     let process = Watched::new(line.trim().parse().unwrap());
     // Nobody listens there any more.
     drop(way);
-    let (status, _, err) = client.end();
+    let (status, _, err) = end(client);
     assert_eq!(status, Some(255), "{err}");
     assert!(err.contains("given up after 300ms"), "{err}");
     assert!(err.contains("what became of it is not known"), "{err}");
@@ -189,11 +146,10 @@ fn a_job_that_the_server_no_longer_knows_has_no_outcome() {
     let server = Server::start();
     let way = way_to(&server);
     let flags = ["-n", "--json", "--silence", "400ms"];
-    let mut client = Traveller::start(&server, &way, &flags, "echo $$; exec sleep 1000");
-    let mut line = String::new();
-    client.out.read_line(&mut line).unwrap();
+    let mut client = traveller(&server, &way, &flags, "echo $$; exec sleep 1000");
+    client.line();
     way.freeze();
-    client.says("the connection is lost");
+    client.says_next("the connection is lost");
     // Somebody else ends it, and has its outcome dropped.
     let mut raw = granted(&server);
     let id = crate::lifecycle::jobs(&server)[0]["job"].clone();
@@ -208,7 +164,7 @@ fn a_job_that_the_server_no_longer_knows_has_no_outcome() {
     raw.send(&message(Kind::Ping, 0, &json!({"id": 1})));
     raw.until(Kind::Pong, 0);
     way.thaw();
-    let (status, out, err) = client.end();
+    let (status, out, err) = end(client);
     assert_eq!(status, Some(255), "{err}");
     let outcome: serde_json::Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     assert_eq!(outcome["outcome"], "unreachable");
@@ -220,17 +176,17 @@ fn the_first_interrupt_waits_for_the_line_and_the_second_leaves() {
     let server = Server::start();
     let script = "trap 'echo caught; exit 4' INT; echo up; while :; do sleep 0.02; done";
     let away = |way: &Way| {
-        let mut client = Traveller::start(&server, way, &["--silence", "400ms"], script);
+        let mut client = traveller(&server, way, &["--silence", "400ms"], script);
         client.hears("up\n");
         way.freeze();
-        client.says("the connection is lost");
+        client.says_next("the connection is lost");
         signal_process(client.child.id(), INT);
         client
     };
     let way = way_to(&server);
     let client = away(&way);
     way.thaw();
-    let (status, out, err) = client.end();
+    let (status, out, err) = end(client);
     assert_eq!((status, out.as_str()), (Some(4), "caught\n"), "{err}");
 
     let way = way_to(&server);
@@ -257,12 +213,11 @@ fn kill_is_what_it_says() {
     let server = Server::start();
     let way = way_to(&server);
     let flags = ["-n", "--on-disconnect", "kill"];
-    let mut client = Traveller::start(&server, &way, &flags, "echo $$; exec sleep 1000");
-    let mut line = String::new();
-    client.out.read_line(&mut line).unwrap();
+    let mut client = traveller(&server, &way, &flags, "echo $$; exec sleep 1000");
+    let line = client.line();
     let process = Watched::new(line.trim().parse().unwrap());
     way.cut(true);
-    let (status, _, err) = client.end();
+    let (status, _, err) = end(client);
     assert_eq!(status, Some(255), "{err}");
     assert!(err.contains("the job had started"), "{err}");
     process.ends();
@@ -315,7 +270,7 @@ fn what_was_asked_on_a_line_given_up_takes_the_job_from_nobody() {
     let target = listener.local_addr().unwrap().to_string();
     let args = ["--silence", "400ms", &target, "--", "sh", "-c", ECHO];
     let args = [&["run", "--trust", "new"], &args[..]].concat();
-    let mut client = Traveller::of(&mut server.command(&args));
+    let mut client = Piped::start(server.command(&args));
     let line = || {
         let there = ("127.0.0.1", server.port().unwrap());
         (
@@ -336,10 +291,10 @@ fn what_was_asked_on_a_line_given_up_takes_the_job_from_nobody() {
         };
         let first = line();
         pass_on(&first);
-        client.says("pinned its host key");
+        client.says_next("pinned its host key");
         client.hears("up\n");
         first.0.shutdown(Shutdown::Both).unwrap();
-        client.says("the connection is lost");
+        client.says_next("the connection is lost");
 
         let (asks, hears) = line();
         hears.set_nodelay(true).unwrap();
@@ -351,15 +306,15 @@ fn what_was_asked_on_a_line_given_up_takes_the_job_from_nobody() {
         let _ = (&asks).read_to_end(&mut held);
         let third = line();
         pass_on(&third);
-        client.says("connected again after");
+        client.says_next("connected again after");
         (&hears).write_all(&held).unwrap();
-        let said = client.says("the connection is lost");
+        let said = client.says_next("the connection is lost");
         assert!(said.contains("[attached_elsewhere]"), "{said}");
 
         pass_on(&line());
-        client.says("connected again after");
+        client.says_next("connected again after");
         client.send("one\ntwo\n");
-        let (status, out, err) = client.end();
+        let (status, out, err) = end(client);
         assert_eq!((status, out.as_str()), (Some(5), "one\ntwo\n"), "{err}");
         for socket in [&hears, &third.1] {
             let _ = socket.shutdown(Shutdown::Both);

@@ -10,6 +10,7 @@ mod hostile;
 mod keeper_death;
 mod lifecycle;
 mod openssh;
+mod piped;
 mod plain;
 mod policy;
 mod producers;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::server::{Server, bowline};
 
 /// The disk that is always full.
-fn full() -> Stdio {
+pub(crate) fn full() -> Stdio {
     Stdio::from(File::options().write(true).open("/dev/full").unwrap())
 }
 

@@ -1,14 +1,13 @@
 //! A stdout that takes nothing: what is lost here is said, and is never status 0.
 
-use std::fs::File;
 use std::process::{Command, Output};
 
 use crate::server::Server;
+use crate::stderr::full;
 
 /// Runs with the disk that is always full as stdout.
 fn on_a_full_disk(mut command: Command) -> (Option<i32>, String) {
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let Output { status, stderr, .. } = command.stdout(full).output().unwrap();
+    let Output { status, stderr, .. } = command.stdout(full()).output().unwrap();
     let said = String::from_utf8_lossy(&stderr).into_owned();
     (status.code(), said)
 }

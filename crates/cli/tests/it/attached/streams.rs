@@ -1,78 +1,31 @@
 //! `bowline attach` and `bowline logs`: the streams of jobs that others started.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, ChildStderr, ChildStdout, Stdio};
 
 use serde_json::{Value, json};
 
 use super::{Gate, begin, begin_with, done, ended, first_output, id};
 use crate::faults::way::Way;
+use crate::piped::Piped;
 use crate::resume::numbers;
 use crate::server::{Server, signal_process};
 use crate::terminal::Terminal;
 
 const INT: i32 = 2;
 
-/// A client that goes on, with pipes on all of its streams.
-pub(super) struct Client {
-    child: Child,
-    out: Option<BufReader<ChildStdout>>,
-    err: BufReader<ChildStderr>,
+/// What else comes on a client's stdout and stderr, and its status: 1000 more for a signal.
+pub(super) fn end(client: Piped) -> (String, String, i32) {
+    let (status, out, err) = client.end();
+    let status = status
+        .code()
+        .or(status.signal().map(|signal| 1000 + signal));
+    (out, err, status.unwrap())
 }
 
-impl Client {
-    pub(super) fn start(server: &Server, args: &[&str]) -> Client {
-        let mut child = server
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = child.stdout.take().map(BufReader::new);
-        let err = BufReader::new(child.stderr.take().unwrap());
-        Client { child, out, err }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.out.as_mut().unwrap().read_line(&mut line).unwrap();
-        line
-    }
-
-    pub(super) fn hears(&mut self, line: &str) {
-        assert_eq!(self.line(), line);
-    }
-
-    /// Waits until bowline itself says this.
-    pub(super) fn says(&mut self, what: &str) {
-        let mut said = String::new();
-        while !said.contains(what) {
-            let from = said.len();
-            self.err.read_line(&mut said).unwrap();
-            assert!(said.len() > from, "{said}");
-        }
-    }
-
-    fn send(&mut self, text: &str) {
-        let stdin = self.child.stdin.as_mut().unwrap();
-        stdin.write_all(text.as_bytes()).unwrap();
-    }
-
-    /// What else comes on its stdout and stderr, and its status: 1000 more for a signal.
-    pub(super) fn end(mut self) -> (String, String, i32) {
-        let (mut out, mut err) = (String::new(), String::new());
-        if let Some(stdout) = &mut self.out {
-            stdout.read_to_string(&mut out).unwrap();
-        }
-        self.err.read_to_string(&mut err).unwrap();
-        let status = self.child.wait().unwrap();
-        let status = status
-            .code()
-            .or(status.signal().map(|signal| 1000 + signal));
-        (out, err, status.unwrap())
-    }
+/// A client with pipes on all of its streams.
+pub(super) fn client(server: &Server, args: &[&str]) -> Piped {
+    Piped::start(server.command(args))
 }
 
 /// Whether a job runs, as `bowline jobs` shows it.
@@ -92,13 +45,13 @@ fn two_that_are_attached_get_the_same() {
     );
     begin(&server, "a", &text);
     let mut clients =
-        [(); 2].map(|()| Client::start(&server, &["attach", "-n", "--from-start", &target, "a"]));
+        [(); 2].map(|()| client(&server, &["attach", "-n", "--from-start", &target, "a"]));
     for client in &mut clients {
         client.hears("up\n");
     }
     let opened = gate.open();
     for client in clients {
-        let (out, err, status) = client.end();
+        let (out, err, status) = end(client);
         assert!(out == numbers(200_000), "{} bytes", out.len());
         assert_eq!((err.as_str(), status), ("err\n", 9));
     }
@@ -156,15 +109,15 @@ fn whoever_attaches_last_has_the_input_and_sees_what_comes_then() {
     let text = "echo before; read a; echo one $a; read b; echo two $b; exit 4";
     let mut job = begin_with(&server, "a", text, &json!({"null_stdin": false}));
     assert_eq!(first_output(&mut job), "before\n");
-    let mut first = Client::start(&server, &["attach", "--from-now", &target, "a"]);
+    let mut first = client(&server, &["attach", "--from-now", &target, "a"]);
     first.send("x\n");
     first.hears("one x\n");
-    let mut second = Client::start(&server, &["attach", &target, "a"]);
+    let mut second = client(&server, &["attach", &target, "a"]);
     // It goes on behind what the first has sent.
     second.send("y\n");
     second.hears("two y\n");
-    assert_eq!(second.end(), (String::new(), String::new(), 4));
-    let (out, err, status) = first.end();
+    assert_eq!(end(second), (String::new(), String::new(), 4));
+    let (out, err, status) = end(first);
     assert_eq!((out.as_str(), status), ("", 255));
     assert!(err.contains("[attached_elsewhere]"), "{err}");
 }
@@ -182,15 +135,15 @@ fn logs_end_with_what_is_there_and_with_f_with_the_job() {
         ("up\n".to_owned(), String::new(), 0)
     );
     let follow = ["logs", "-f", &target, "a"];
-    let mut interrupted = Client::start(&server, &follow);
+    let mut interrupted = client(&server, &follow);
     interrupted.hears("up\n");
     signal_process(interrupted.child.id(), INT);
-    assert_eq!(interrupted.end().2, 1000 + INT);
+    assert_eq!(end(interrupted).2, 1000 + INT);
     assert!(runs(&server, "a"), "only the client was interrupted");
-    let mut client = Client::start(&server, &follow);
+    let mut client = client(&server, &follow);
     client.hears("up\n");
     let opened = gate.open();
-    assert_eq!(client.end(), ("down\n".to_owned(), String::new(), 0));
+    assert_eq!(end(client), ("down\n".to_owned(), String::new(), 0));
     drop(opened);
 }
 
@@ -204,10 +157,10 @@ fn a_reader_that_has_had_enough_ends_no_job() {
         (&["logs", "-f", "--json"], 0, ""),
         (&["attach", "-n", "--from-start"], 255, "[output_closed]"),
     ] {
-        let mut client = Client::start(&server, &[args, &[&target, "a"]].concat());
+        let mut client = client(&server, &[args, &[&target, "a"]].concat());
         client.line();
         client.out = None;
-        let (_, err, ended) = client.end();
+        let (_, err, ended) = end(client);
         assert_eq!(ended, status, "{args:?}: {err}");
         assert!(
             err.contains(said) && err.is_empty() == said.is_empty(),
@@ -231,13 +184,13 @@ fn a_line_that_breaks_costs_nothing() {
         let text = format!("echo up; : < {}; seq 1 100000; exit 3", gate.0.display());
         begin(&server, name, &text);
         let trust = ["--trust", "new", &target, name];
-        let mut client = Client::start(&server, &[args, &trust].concat());
+        let mut client = client(&server, &[args, &trust].concat());
         client.hears("up\n");
         way.cut(name == "a");
         client.says("the connection is lost");
         client.says("connected again after");
         let opened = gate.open();
-        let (out, err, ended) = client.end();
+        let (out, err, ended) = end(client);
         assert!(out == numbers(100_000), "{args:?}: {} bytes", out.len());
         assert_eq!((err.as_str(), ended), ("", status), "{args:?}");
         drop(opened);
@@ -251,10 +204,10 @@ fn what_is_not_kept_is_told_as_a_gap() {
     let text = "head -c 20000000 /dev/zero | tr '\\0' y";
     begin(&server, "a", text);
     // Whoever takes over the input takes over what the program waits for, too.
-    let mut reader = Client::start(&server, &["attach", "--from-start", &target, "a"]);
+    let mut reader = client(&server, &["attach", "--from-start", &target, "a"]);
     let mut all = Vec::new();
     reader.out.as_mut().unwrap().read_to_end(&mut all).unwrap();
-    assert_eq!((all.len(), reader.end().2), (20_000_000, 0));
+    assert_eq!((all.len(), end(reader).2), (20_000_000, 0));
     let (out, err, status) = done(&server, &["logs", "--json", &target, "a"]);
     let mut lines = out
         .lines()
