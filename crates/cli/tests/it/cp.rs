@@ -2,7 +2,9 @@
 
 mod breaks;
 mod hostile;
+mod moving;
 mod proxy;
+mod relayed;
 mod trees;
 
 use std::fs;

@@ -56,7 +56,6 @@ enum FsyncFlag {
     All,
 }
 
-/// Copy files and folders to, from and between machines
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CpFlags {
     #[arg(
@@ -383,7 +382,8 @@ fn sentence(group: &Group, to: &Place, failed: &Failed) -> (String, u8) {
 }
 
 fn tell(flags: &CpFlags, quiet: bool, totals: Totals, failure: Option<(String, u8)>) -> ExitCode {
-    let some = totals.copied + totals.unchanged + totals.removed > 0;
+    // A file that changed while it was read has failed, and has been copied all the same.
+    let some = totals.copied + totals.unchanged + totals.removed + totals.bytes > 0;
     let (outcome, status) = match (&failure, totals.failed) {
         (Some((_, status)), _) => ("failed", *status),
         (None, 0) => ("complete", 0),

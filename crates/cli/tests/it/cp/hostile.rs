@@ -96,7 +96,7 @@ fn contents() -> Options {
     }
 }
 
-fn entry<'a>(name: &'a [u8], node: Node<'a>) -> Message<'a> {
+pub(super) fn entry<'a>(name: &'a [u8], node: Node<'a>) -> Message<'a> {
     Message::Entry(Entry {
         name,
         node,
@@ -108,12 +108,12 @@ fn entry<'a>(name: &'a [u8], node: Node<'a>) -> Message<'a> {
     })
 }
 
-const FILE: Node<'static> = Node::Regular {
+pub(super) const FILE: Node<'static> = Node::Regular {
     size: 4,
     linked: true,
 };
 
-fn evil(id: u64) -> Message<'static> {
+pub(super) fn evil(id: u64) -> Message<'static> {
     Message::Small {
         id,
         hash: *blake3::hash(b"evil").as_bytes(),
@@ -122,7 +122,7 @@ fn evil(id: u64) -> Message<'static> {
     }
 }
 
-const END: Message<'static> = Message::FolderEnd { whole: true };
+pub(super) const END: Message<'static> = Message::FolderEnd { whole: true };
 
 #[test]
 fn no_name_leads_out_of_the_destination() {
@@ -452,7 +452,7 @@ fn a_dry_run_takes_no_content() {
 }
 
 /// A server whose grant answers with these bytes instead of a worker.
-fn liar(messages: &[Message<'_>]) -> Bench {
+pub(super) fn liar(messages: &[Message<'_>]) -> Bench {
     let bench = Bench::new();
     let mut bytes = Vec::new();
     for message in messages {
