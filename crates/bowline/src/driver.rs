@@ -47,6 +47,9 @@ pub struct Wire {
     received: u64,
     /// Without TLS: frames on their way into the socket.
     output: BytesMut,
+    /// What the outbox held is on its way into the socket, and no more is taken from it before
+    /// it is there.
+    sending: bool,
 }
 
 thread_local! {
@@ -79,6 +82,7 @@ impl Wire {
             last_read: 0,
             received: 0,
             output: BytesMut::new(),
+            sending: false,
         }
     }
 
@@ -244,21 +248,24 @@ impl Wire {
 
     fn flush(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Poll<Result<(), WireError>> {
         loop {
+            // All that there is at once, behind what TLS itself has to say: it is one segment then, and
+            // wakes the peer once.
+            let encoded = match self.sending {
+                true => Ok(()),
+                false => self.encode_all(outbox),
+            };
             while self.wants_write() {
+                self.sending = true;
                 ready!(self.socket.poll_write_ready(cx))?;
                 match self.write_once() {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     other => other?,
                 }
             }
-            if !outbox.control().is_empty() {
-                self.encode(outbox.control())?;
-                outbox.control_sent();
-            } else if !outbox.bulk().is_empty() {
-                self.encode(outbox.bulk())?;
-                outbox.bulk_sent();
-            }
-            if !self.wants_write() {
+            self.sending = false;
+            // A TLS that has failed takes nothing more. What it says about that is sent by now.
+            encoded?;
+            if outbox.is_empty() {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -266,6 +273,18 @@ impl Wire {
 
     fn wants_write(&self) -> bool {
         !self.output.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    fn encode_all(&mut self, outbox: &mut Outbox) -> io::Result<()> {
+        if !outbox.control().is_empty() {
+            self.encode(outbox.control())?;
+            outbox.control_sent();
+        }
+        if !outbox.bulk().is_empty() {
+            self.encode(outbox.bulk())?;
+            outbox.bulk_sent();
+        }
+        Ok(())
     }
 
     fn encode(&mut self, frames: &[u8]) -> io::Result<()> {
@@ -293,11 +312,17 @@ impl Wire {
         Ok(())
     }
 
-    /// Says the end of the TLS stream (close_notify), to be flushed like data.
-    pub fn close(&mut self) {
+    /// Says the end of the TLS stream (close_notify) behind what is in the outbox, to be flushed
+    /// like data. Nothing may be put into the outbox any more.
+    ///
+    /// # Errors
+    /// [`WireError`]; the connection is over.
+    pub fn close(&mut self, outbox: &mut Outbox) -> Result<(), WireError> {
+        self.encode_all(outbox)?;
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
         }
+        Ok(())
     }
 }
 

@@ -539,9 +539,17 @@ impl Connection {
     /// # Errors
     /// [`ClientError`] where the line was broken already.
     pub async fn finish(mut self) -> Result<(), ClientError> {
-        self.flush().await?;
-        self.wire.close();
+        self.close_line()?;
         self.flush().await
+    }
+
+    /// Says the end of the connection behind what was put in; to be flushed, and nothing may be put in
+    /// any more.
+    ///
+    /// # Errors
+    /// [`ClientError`] where the line was broken already.
+    pub fn close_line(&mut self) -> Result<(), ClientError> {
+        Ok(self.wire.close(self.session.outbox())?)
     }
 
     /// The same for one who leaves and says nothing after it. Where a program carries the
@@ -553,8 +561,7 @@ impl Connection {
     /// # Cancel safety
     /// Dropping the future ends the program, and what it has not passed on is lost.
     pub async fn leave(mut self) -> Result<(), ClientError> {
-        self.flush().await?;
-        self.wire.close();
+        self.close_line()?;
         self.flush().await?;
         let Self { wire, carrier, .. } = self;
         // It sees the end of its input.

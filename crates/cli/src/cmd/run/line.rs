@@ -139,7 +139,9 @@ impl Line {
             false => LEAVE_TIME,
         };
         // A line that is dead is not waited for: what it is not told, the server finds out.
-        let _ = tokio::time::timeout(LEAVE_TIME, self.connection.flush()).await;
+        if self.connection.close_line().is_ok() {
+            let _ = tokio::time::timeout(LEAVE_TIME, self.connection.flush()).await;
+        }
         let _ = tokio::time::timeout(time, self.connection.leave()).await;
     }
 }
