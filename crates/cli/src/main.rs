@@ -44,26 +44,66 @@ struct Cli {
     command: Command,
 }
 
+// The flags of a command are defined once it is the one that was asked for: those of all the others
+// cost a short command more than what it does itself.
 #[derive(Debug, clap::Subcommand)]
+#[command(defer = true)]
 enum Command {
+    /// Run a command on another machine
     Run(Box<cmd::run::RunFlags>),
+    /// Open a login shell on another machine, at a terminal
+    ///
+    /// Behind a newline, `~.` leaves, `~^Z` suspends and `~?` shows what else there is.
     Shell(Box<cmd::shell::ShellFlags>),
     /// Let people run commands on this machine
     Serve(Box<config::ServeFlags>),
+    /// Copy files and folders to, from and between machines
     Cp(Box<cmd::cp::CpFlags>),
+    /// Show the jobs of this user on a server
     Jobs(Box<cmd::jobs::JobsFlags>),
+    /// Attach to a job that runs: its output, its input, its outcome
+    ///
+    /// Ends with the job's status, as `bowline run` would. Signals and what is typed go to the job; the
+    /// input of a client that was attached before is taken over. Leaving does not end the job: behind a
+    /// newline, `~.` leaves and `~?` shows what else there is; so do a second Ctrl-C, SIGTERM and
+    /// SIGHUP. The status is 255 then.
     Attach(Box<cmd::attach::AttachFlags>),
+    /// Show what a job has written, as far as it is kept
+    ///
+    /// Ends with status 0, whatever became of the job.
     Logs(Box<cmd::logs::LogsFlags>),
+    /// Wait until jobs have ended, and tell what became of them
+    ///
+    /// Ends with the status that `bowline run` would give. Of several jobs it is that of the first, in
+    /// the order in which they are named, that is not 0.
     Wait(Box<cmd::wait::WaitFlags>),
+    /// End a job on a server, the whole tree, or send it a signal
+    ///
+    /// Ends with status 1 where there is no such job that runs, or where several have an id like it.
     Kill(Box<cmd::kill::KillFlags>),
+    /// Drop what a server keeps of jobs that have ended: their output and outcome
+    ///
+    /// `bowline jobs --all` shows such a job still, for as long as the server's record does.
     Forget(Box<cmd::forget::ForgetFlags>),
+    /// Measure round trips to a server, over one connection
     Ping(Box<cmd::ping::PingFlags>),
+    /// Make an Ed25519 key pair in OpenSSH's format
     Keygen(cmd::keygen::KeygenFlags),
+    /// Show the host key of a server and pin it
     Trust(cmd::trust::TrustFlags),
+    /// Let a key start jobs as you on this machine
     Authorize(cmd::authorize::AuthorizeFlags),
+    /// Small protocols over bare sockets: serve them, or talk to one
     Plain(cmd::plain::PlainFlags),
+    /// Ask an NTP server how far the clock is off; the clock is never set
     Time(cmd::time::TimeFlags),
+    /// Print the completions of a shell, from the very definitions of the commands
+    ///
+    /// bash: `bowline completions bash > ~/.local/share/bash-completion/completions/bowline`
     Completions(cmd::completions::CompletionsFlags),
+    /// Print a page of the manual, or write all of them, from the very definitions of the commands
+    ///
+    /// `bowline man run | man -l -` shows the one of `bowline run`.
     Man(cmd::man::ManFlags),
     /// The network side of a server; started by `bowline serve` alone
     #[command(hide = true)]

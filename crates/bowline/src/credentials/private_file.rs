@@ -124,7 +124,7 @@ pub fn read_private(
 pub fn read_trusted(path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
     let (file, metadata) = open_regular(path)?;
     check_writers(path, &metadata)?;
-    read_growing(file, path, bytes_max)
+    read_growing(file, &metadata, path, bytes_max)
 }
 
 /// Refuses a file that somebody else may write, or that belongs to neither this user nor root.
@@ -161,8 +161,8 @@ fn check_owner(path: &Path, metadata: &fs::Metadata, owner: Owner) -> Result<(),
 /// # Errors
 /// [`FileError`].
 pub fn read_public(path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
-    let (file, _) = open_regular(path)?;
-    read_growing(file, path, bytes_max)
+    let (file, metadata) = open_regular(path)?;
+    read_growing(file, &metadata, path, bytes_max)
 }
 
 /// Makes a file with mode 0600 that is not there yet: nobody ever sees a part of it.
@@ -229,8 +229,15 @@ fn read_bounded(
     Ok(bytes)
 }
 
-fn read_growing(file: File, path: &Path, bytes_max: usize) -> Result<Vec<u8>, FileError> {
-    let mut bytes = Vec::new();
+fn read_growing(
+    file: File,
+    metadata: &fs::Metadata,
+    path: &Path,
+    bytes_max: usize,
+) -> Result<Vec<u8>, FileError> {
+    // One more than it holds, so that its end shows without a larger buffer.
+    let size = usize::try_from(metadata.len()).unwrap_or(bytes_max);
+    let mut bytes = Vec::with_capacity(size.min(bytes_max) + 1);
     read_into(&mut bytes, file, path, bytes_max)?;
     Ok(bytes)
 }

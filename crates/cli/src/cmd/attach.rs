@@ -12,12 +12,6 @@ use super::job_name::{JobName, find_one};
 use super::run::{self, Errand, Follower, PatienceFlags, Relay, Wiring};
 use crate::exit;
 
-/// Attach to a job that runs: its output, its input, its outcome
-///
-/// Ends with the job's status, as `bowline run` would. Signals and what is typed go to the job; the
-/// input of a client that was attached before is taken over. Leaving does not end the job: behind a
-/// newline, `~.` leaves and `~?` shows what else there is; so do a second Ctrl-C, SIGTERM and
-/// SIGHUP. The status is 255 then.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AttachFlags {
     /// The machine, as in `bowline run`

@@ -10,7 +10,6 @@ use bowline::credentials::places::Places;
 
 use crate::exit;
 
-/// Let a key start jobs as you on this machine
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AuthorizeFlags {
     /// The public key, or a private key file of OpenSSH's format

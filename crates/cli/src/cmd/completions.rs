@@ -6,9 +6,6 @@ use clap_complete::{Shell, generate};
 
 use crate::exit;
 
-/// Print the completions of a shell, from the very definitions of the commands
-///
-/// bash: `bowline completions bash > ~/.local/share/bash-completion/completions/bowline`
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct CompletionsFlags {
     /// For which shell

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -261,10 +261,9 @@ fn host_config(target: &Target, user: Option<&str>, places: &Places) -> anyhow::
         places.home().join(".ssh/config"),
         PathBuf::from("/etc/ssh/ssh_config"),
     ];
-    let own = own_name();
     let asker = Asker {
         home: places.home(),
-        user: &own,
+        user: own_name(),
         remote_user: user.or(target.user.as_deref()),
     };
     Ok(ssh_config::lookup(&files, host, &asker)?)
@@ -289,14 +288,18 @@ fn user_of(target: &Target, flag: Option<&str>, config: &HostConfig) -> String {
     };
     match (flag.or(named), &target.place) {
         (Some(user), _) => user.to_owned(),
-        (None, Place::Tcp { .. }) => own_name(),
+        (None, Place::Tcp { .. }) => own_name().to_owned(),
         (None, _) => String::new(),
     }
 }
 
-fn own_name() -> String {
-    let own = nix::unistd::User::from_uid(nix::unistd::geteuid());
-    own.ok().flatten().map(|user| user.name).unwrap_or_default()
+/// What this user is called here; looked up once.
+fn own_name() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| {
+        let own = nix::unistd::User::from_uid(nix::unistd::geteuid());
+        own.ok().flatten().map(|user| user.name).unwrap_or_default()
+    });
+    &NAME
 }
 
 /// What proves this client.

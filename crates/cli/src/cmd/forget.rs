@@ -10,9 +10,6 @@ use super::job_name::{JobName, find};
 use crate::exit;
 use crate::stderr::tell;
 
-/// Drop what a server keeps of jobs that have ended: their output and outcome
-///
-/// `bowline jobs --all` shows such a job still, for as long as the server's record does.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ForgetFlags {
     /// The machine, as in `bowline run`

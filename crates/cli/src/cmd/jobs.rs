@@ -10,7 +10,6 @@ use super::dial::{ConnectFlags, Dialer};
 use super::job_name;
 use crate::exit;
 
-/// Show the jobs of this user on a server
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct JobsFlags {
     /// The machine, as in `bowline run`

@@ -11,7 +11,6 @@ use bowline::credentials::{fingerprint, keygen as make};
 use crate::exit;
 use crate::terminal::Terminal;
 
-/// Make an Ed25519 key pair in OpenSSH's format
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct KeygenFlags {
     /// Where to put it (default: ~/.config/bowline/id_ed25519)

@@ -10,9 +10,6 @@ use super::dial::{ConnectFlags, Dialer};
 use super::job_name::{JobName, NotOne, find};
 use crate::exit;
 
-/// End a job on a server, the whole tree, or send it a signal
-///
-/// Ends with status 1 where there is no such job that runs, or where several have an id like it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct KillFlags {
     /// The machine, as in `bowline run`

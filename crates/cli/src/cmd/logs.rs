@@ -13,9 +13,6 @@ use super::job_name::{JobName, find_one};
 use super::run::{self, Errand, Follower, PatienceFlags, Relay, Wiring};
 use crate::exit;
 
-/// Show what a job has written, as far as it is kept
-///
-/// Ends with status 0, whatever became of the job.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LogsFlags {
     /// The machine, as in `bowline run`

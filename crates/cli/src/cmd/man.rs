@@ -8,9 +8,6 @@ use clap_mangen::Man;
 
 use crate::exit;
 
-/// Print a page of the manual, or write all of them, from the very definitions of the commands
-///
-/// `bowline man run | man -l -` shows the one of `bowline run`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ManFlags {
     /// Of this command; without one, the page of bowline itself

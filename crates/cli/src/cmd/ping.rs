@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::dial::{ConnectFlags, Dialer};
 use crate::exit;
 
-/// Measure round trips to a server, over one connection
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct PingFlags {
     /// The machine, as in `bowline run`

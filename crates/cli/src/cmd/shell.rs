@@ -6,9 +6,6 @@ use std::process::ExitCode;
 use super::dial::ConnectFlags;
 use super::run::{DetachFlags, PatienceFlags, RunFlags, login};
 
-/// Open a login shell on another machine, at a terminal
-///
-/// Behind a newline, `~.` leaves, `~^Z` suspends and `~?` shows what else there is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ShellFlags {
     #[arg(

@@ -19,7 +19,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The longest datagram that is looked at.
 const DATAGRAM_BYTES: usize = 1024;
 
-/// Ask an NTP server how far the clock is off; the clock is never set
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TimeFlags {
     /// HOST, HOST:PORT or `[V6]:PORT`; the port is 123 unless given

@@ -10,7 +10,6 @@ use bowline_proto::auth::{Binding, Proof};
 use crate::exit;
 use crate::hosts::Pinning;
 
-/// Show the host key of a server and pin it
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TrustFlags {
     #[arg(help = "The machine: host[:port] or a configured name")]

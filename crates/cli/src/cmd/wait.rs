@@ -24,10 +24,6 @@ use crate::stderr::tell;
 /// Jobs that are waited for at once; the others get their turn when one of these has ended.
 const AT_ONCE_MAX: usize = 64;
 
-/// Wait until jobs have ended, and tell what became of them
-///
-/// Ends with the status that `bowline run` would give. Of several jobs it is that of the first, in
-/// the order in which they are named, that is not 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct WaitFlags {
     /// The machine, as in `bowline run`

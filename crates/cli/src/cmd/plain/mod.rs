@@ -9,7 +9,6 @@ mod user;
 
 use std::process::ExitCode;
 
-/// Small protocols over bare sockets: serve them, or talk to one
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlainFlags {
     #[command(subcommand)]

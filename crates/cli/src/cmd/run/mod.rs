@@ -40,7 +40,6 @@ use crate::inherited;
 use crate::report::Report;
 use crate::stderr::tell;
 
-/// Run a command on another machine
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RunFlags {
     #[arg(

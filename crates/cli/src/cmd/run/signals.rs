@@ -1,8 +1,9 @@
 //! The signals that a client forwards to its job, and those on their way.
 
-use std::io;
-
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::line::Line;
@@ -126,7 +127,11 @@ impl Forwarding {
 
 /// The signals that this process ignores, a bit each, as /proc/self/status tells (proc(5)).
 fn ignored() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Its size is not known before; each further read has the kernel write it anew.
+    let mut status = String::with_capacity(4096);
+    if let Ok(mut file) = File::open("/proc/self/status") {
+        let _ = file.read_to_string(&mut status);
+    }
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0)
