@@ -9,6 +9,7 @@ mod clock;
 mod cmd;
 mod config;
 mod copy;
+mod descriptor;
 mod duration;
 mod exit;
 mod gate;
@@ -122,7 +123,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log(cli.verbose, &cli.command);
-    match command(cli) {
+    let status = match command(cli) {
         Ok(status) => status,
         Err(error) => {
             let code = error
@@ -135,7 +136,9 @@ fn main() -> ExitCode {
             );
             ExitCode::from(exit::USAGE)
         }
-    }
+    };
+    stderr::finish();
+    status
 }
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -233,6 +236,7 @@ fn wait_for(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
 /// Log lines go to stderr, for a server as much as it was told to say.
 fn log(verbose: u8, command: &Command) {
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
     let server = matches!(command, Command::Gate { .. } | Command::Serve(_));
     let default = match (verbose, server) {
         (0, false) => return,
@@ -241,9 +245,14 @@ fn log(verbose: u8, command: &Command) {
         (_, _) => "bowline=debug,bowline_cli=debug",
     };
     let filter = std::env::var("BOWLINE_LOG").unwrap_or_else(|_| default.to_owned());
+    // A client has better things to do than to wait for whoever reads this.
+    let writer = match server {
+        true => BoxMakeWriter::new(std::io::stderr),
+        false => BoxMakeWriter::new(|| stderr::Writer),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(false)
         // It would tell stderr that stderr cannot be written, by a panic.
         .log_internal_errors(false)

@@ -1,9 +1,15 @@
 //! A stderr that takes nothing: words are lost there, statuses and services are not.
 
 use std::fs::File;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
-use crate::server::{Server, bowline};
+use crate::faults::way::Way;
+use crate::hostile::witness::gate_of;
+use crate::lifecycle::jobs;
+use crate::server::{Server, bowline, signal_process};
+
+const KILL: i32 = 9;
 
 /// The disk that is always full.
 pub(crate) fn full() -> Stdio {
@@ -13,6 +19,101 @@ pub(crate) fn full() -> Stdio {
 /// A pipe whose reader has gone.
 fn gone() -> Stdio {
     Stdio::from(std::io::pipe().unwrap().1)
+}
+
+/// A pipe that holds as much as it can, and whose reader does nothing.
+fn stuffed() -> (PipeReader, Stdio) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+    writer.write_all(&vec![b'x'; room]).unwrap();
+    (reader, writer.into())
+}
+
+/// A client that says much and is not heard.
+struct Unheard {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    _reader: PipeReader,
+}
+
+impl Unheard {
+    fn start(mut command: Command) -> Unheard {
+        let (reader, stderr) = stuffed();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(stderr).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        Unheard {
+            child,
+            out,
+            _reader: reader,
+        }
+    }
+
+    fn hears(&mut self, expected: &str) {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+    }
+
+    fn answers(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        self.hears(text);
+    }
+}
+
+#[test]
+fn a_stderr_that_is_full_stops_nothing() {
+    let server = Server::start();
+    let way = Way::to(server.port().unwrap());
+    let target = way.target();
+    let script = "echo up; while read x; do echo $x; done; exit 5";
+    let args = ["run", "-vv", "--trust", "new", &target, "--"];
+    let mut run = Unheard::start(server.command(&[&args[..], &["sh", "-c", script]].concat()));
+    run.hears("up\n");
+    let job = jobs(&server)[0]["job"].clone();
+    let job = job.as_str().unwrap();
+    for break_it in [
+        &(|| _ = way.cut(false)) as &dyn Fn(),
+        &|| _ = way.cut(true),
+        &|| signal_process(gate_of(&server), KILL),
+    ] {
+        break_it();
+        run.answers("one\n");
+        run.answers("two\n");
+    }
+    // So it is for one who takes over, and for one who looks.
+    let command = |args: &[&str]| server.command(&[args, &["-vv", &target, job]].concat());
+    let mut logs = Unheard::start(command(&["logs", "-f"]));
+    logs.hears("up\n");
+    let mut attach = Unheard::start(command(&["attach"]));
+    // To wait would close it, and end the job.
+    let stdin = run.child.stdin.take();
+    assert_eq!(run.child.wait().unwrap().code(), Some(255));
+    drop(stdin);
+    way.cut(true);
+    attach.answers("three\n");
+    drop(attach.child.stdin.take());
+    assert_eq!(attach.child.wait().unwrap().code(), Some(5));
+    for line in ["one\n", "two\n"].repeat(3) {
+        logs.hears(line);
+    }
+    logs.hears("three\n");
+    assert_eq!(logs.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_is_said_at_the_end_is_not_waited_for_long() {
+    let server = Server::start();
+    for (flags, argv, status) in [
+        (&["--timeout", "50ms"][..], &["sleep", "1000"][..], 124),
+        (&[], &["/there/is/no/such/program"], 127),
+        (&["--cwd", "/there/is/no/such/folder"], &["true"], 125),
+    ] {
+        let (_reader, stderr) = stuffed();
+        let ended = server.run(flags, argv).stderr(stderr).status().unwrap();
+        assert_eq!(ended.code(), Some(status), "{argv:?}");
+    }
 }
 
 #[test]

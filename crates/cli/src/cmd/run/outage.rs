@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use bowline::client::{ClientError, Failure, Reconnect};
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::stderr::tell;
 use crate::{duration, exit};
@@ -106,12 +105,8 @@ impl Outage {
         }
     }
 
-    /// One who does not read what is said here does not stop the job.
     fn say(&self, raw: bool, text: &str) {
-        let stderr = rustix::stdio::stderr();
-        let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-        let takes = rustix::event::poll(&mut fds, Some(&Timespec::default()));
-        if self.quiet || takes != Ok(1) {
+        if self.quiet {
             return;
         }
         // The program over there may have left the cursor anywhere.

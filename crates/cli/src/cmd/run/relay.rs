@@ -5,7 +5,7 @@
 
 mod guest;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::sink::{Written, close_own};
 use super::stdin::{READS_MAX, Stdin};
 use super::tty::{self, RawMode};
 use super::wiring::Wiring;
-use crate::stderr::tell;
+use crate::stderr::{say, tell};
 
 /// How long a terminal keeps the wrong size, so that the program sees it change twice.
 const REDRAW_TIME: Duration = Duration::from_millis(100);
@@ -206,7 +206,7 @@ impl Relay {
             Next::Stdin => {
                 if !self.stdin.as_mut()?.listen() {
                     // A key too many for what a terminal holds.
-                    let _ = io::stderr().write_all(b"\x07");
+                    say(b"\x07");
                 }
                 self.asked(None)
             }
@@ -451,7 +451,7 @@ impl Relay {
             Asked::Suspend => self.suspend(line),
             Asked::Help => {
                 let help = escapes::help(self.wiring.guest);
-                let _ = write!(io::stderr(), "~?\r\n{help}");
+                say(format!("~?\r\n{help}").as_bytes());
             }
         }
         None

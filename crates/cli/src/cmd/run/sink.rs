@@ -1,30 +1,25 @@
 //! Where output goes: the client's own stdout and stderr.
 //!
-//! These descriptors are shared with whoever started us, so they are never set
-//! to non-blocking. A pipe or a socket is written with RWF_NOWAIT (pwritev2(2)),
-//! which is the same for one call alone, and waited for where it is full. For
-//! everything else, such as a terminal, a small piece is written at once where
-//! poll(2) says that it will not block, and the rest goes through a thread of
-//! the stream's own. A stopped reader of one stream stops neither the other nor
-//! signals.
+//! These descriptors are shared with whoever started us (`descriptor.rs`). A pipe or a
+//! socket is written with RWF_NOWAIT, and waited for where it is full. For everything
+//! else, such as a terminal, a small piece is written at once where poll(2) says that it
+//! will not block, and the rest goes through a thread of the stream's own. A stopped
+//! reader of one stream stops neither the other nor signals.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use bytes::{Buf as _, Bytes};
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FileType;
-use rustix::io::ReadWriteFlags;
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-/// A pipe that is writable takes at least this without blocking (PIPE_BUF, pipe(7)).
-const AT_ONCE_BYTES_MAX: usize = 4096;
+use crate::descriptor::{self, AT_ONCE_BYTES_MAX, write_all};
 
 /// Pieces in one call.
 const PIECES_AT_ONCE: usize = 16;
@@ -134,12 +129,7 @@ impl Sink {
                     self.give_up_nowait();
                 }
                 // Not every kind of pipe and socket knows the flag.
-                Err(
-                    rustix::io::Errno::OPNOTSUPP
-                    | rustix::io::Errno::INVAL
-                    | rustix::io::Errno::NOSYS
-                    | rustix::io::Errno::SPIPE,
-                ) => self.give_up_nowait(),
+                Err(error) if descriptor::is_unknown(error) => self.give_up_nowait(),
                 Err(error) => self.failed = Some(error.into()),
             }
         }
@@ -175,8 +165,7 @@ impl Sink {
             count += 1;
         }
         let parts = parts.get(..count).unwrap_or_default();
-        // An offset of -1 is none at all.
-        let mut len = rustix::io::pwritev2(self.fd, parts, u64::MAX, ReadWriteFlags::NOWAIT)?;
+        let mut len = descriptor::write_nowait(self.fd, parts)?;
         while let Some(piece) = self.queue.front_mut() {
             if len < piece.text.len() {
                 piece.text.advance(len);
@@ -270,9 +259,7 @@ impl Sink {
     }
 
     fn is_writable(&self) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
-        let now = rustix::event::Timespec::default();
-        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready == 1)
+        descriptor::is_writable(self.fd)
     }
 
     fn start(&self) -> io::Result<Writer> {
@@ -294,24 +281,6 @@ impl Sink {
             })?;
         Ok(Writer { pieces, thread })
     }
-}
-
-/// write(2) until all is written. A descriptor that somebody else has set to
-/// non-blocking is waited for.
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::write(fd, bytes) {
-            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => {
-                let fd = fd.as_fd();
-                let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
-                let _ = rustix::event::poll(&mut fds, None);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Puts /dev/null in the place of one of our own streams. Stderr stays: it is
