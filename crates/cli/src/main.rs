@@ -18,6 +18,7 @@ mod inherited;
 mod ipc;
 mod keeper;
 mod local;
+mod moment;
 mod plain;
 mod report;
 mod stderr;
@@ -71,7 +72,8 @@ enum Command {
     Attach(Box<cmd::attach::AttachFlags>),
     /// Show what a job has written, as far as it is kept
     ///
-    /// Ends with status 0, whatever became of the job.
+    /// Ends with status 0, whatever became of the job, and also where some of its output was dropped: how
+    /// much, and where, is said on stderr, or by -q not at all; --json has a line for it.
     Logs(Box<cmd::logs::LogsFlags>),
     /// Wait until jobs have ended, and tell what became of them
     ///

@@ -11,7 +11,7 @@ use bowline_proto::outcome::Happened;
 use super::dial::{ConnectFlags, Dialer};
 use super::job_name::{JobName, find_one};
 use super::run::{self, Errand, Follower, PatienceFlags, Relay, Wiring};
-use crate::exit;
+use crate::{exit, moment};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LogsFlags {
@@ -26,6 +26,10 @@ pub(crate) struct LogsFlags {
     /// Only this stream
     #[arg(long, value_enum, value_name = "STREAM")]
     stream: Option<OutputStream>,
+    /// Only what was written since then: how long ago (10m), a time (2026-11-28T17:45:00Z) or Unix
+    /// seconds; of detached jobs, to the second or a little before
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse)]
+    since: Option<u64>,
     /// The remote user (the same as user@ in TARGET)
     #[arg(long, short = 'l', value_name = "NAME")]
     user: Option<String>,
@@ -63,7 +67,7 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
         gaps: true,
         unwanted: wanted.map(|wanted| !wanted),
         guest: true,
-        whole: true,
+        whole: flags.since.is_none(),
         until,
         quiet,
         ..Wiring::default()
@@ -73,7 +77,11 @@ pub(crate) async fn logs(flags: LogsFlags, quiet: bool) -> anyhow::Result<ExitCo
     let errand = Errand::Attach(Attach {
         stdout,
         stderr,
-        from: AttachFrom::Start,
+        from: match flags.since {
+            Some(_) => AttachFrom::Since,
+            None => AttachFrom::Start,
+        },
+        since_ms: flags.since,
         stdin: false,
         ..Attach::default()
     });

@@ -261,6 +261,7 @@ impl<'a> Follower<'a> {
                 stdout: attach.stdout.map(|_| stdout),
                 stderr: attach.stderr.map(|_| stderr),
                 from: AttachFrom::Offset,
+                since_ms: None,
                 ..attach.clone()
             }),
         };

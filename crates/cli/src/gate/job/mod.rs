@@ -385,9 +385,8 @@ impl Job {
             match attach.from {
                 AttachFrom::Start => *offset = stream.oldest(),
                 AttachFrom::Now => *offset = stream.readable(),
-                AttachFrom::Since => {
-                    *offset = since.max(stream.oldest()).min(stream.readable());
-                }
+                // What is not kept of it is a gap.
+                AttachFrom::Since => *offset = since.min(stream.readable()),
                 AttachFrom::Offset if *offset > stream.readable() => {
                     return Err(AttachError::Offset);
                 }

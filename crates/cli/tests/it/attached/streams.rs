@@ -148,6 +148,71 @@ fn logs_end_with_what_is_there_and_with_f_with_the_job() {
 }
 
 #[test]
+fn logs_begin_with_what_was_written_since_a_time() {
+    let server = Server::start();
+    let target = server.target();
+    let gate = Gate::new(&server, "gate");
+    let text = format!(
+        "echo before; echo errors >&2; : < {}; echo after; echo more >&2; exit 3",
+        gate.0.display()
+    );
+    let (job, ..) = done(
+        &server,
+        &["run", "--detach", &target, "--", "sh", "-c", &text],
+    );
+    let job = job.trim_end();
+    let own = |out: &str, err: &str, status| (out.to_owned(), err.to_owned(), status);
+    let logs = |when: &str, flags: &[&str]| {
+        let args = [&["logs", &target, job, "--since", when], flags].concat();
+        done(&server, &args)
+    };
+    while logs("1h", &[]) != own("before\n", "errors\n", 0) {}
+    // Times are told apart by seconds.
+    let now = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        format!("{:.3}", now.unwrap().as_secs_f64())
+    };
+    let seconds = loop {
+        let seconds = now();
+        if logs(&seconds, &[]) == own("", "", 0) {
+            break seconds;
+        }
+    };
+    let mut follower = client(&server, &["logs", "-f", "--since", &seconds, &target, job]);
+    let opened = gate.open();
+    follower.hears("after\n");
+    assert_eq!(end(follower), own("", "more\n", 0));
+    drop(opened);
+    let mut date = std::process::Command::new("date");
+    date.args(["-u", "-d", &format!("@{seconds}"), "+%FT%T.%3NZ"]);
+    let date = String::from_utf8(date.output().unwrap().stdout).unwrap();
+    for when in [seconds.as_str(), date.trim_end()] {
+        assert_eq!(logs(when, &[]), own("after\n", "more\n", 0), "{when}");
+        let only = logs(when, &["--stream", "stdout", "-f"]);
+        assert_eq!(only, own("after\n", "", 0), "{when}");
+        let json = logs(when, &["--stream", "stderr", "--json"]);
+        let line = "{\"stream\":\"stderr\",\"offset\":7,\"text\":\"more\\n\"}\n";
+        assert_eq!(json, own(line, "", 0), "{when}");
+    }
+    let whole = own("before\nafter\n", "errors\nmore\n", 0);
+    assert_eq!(logs("1h", &[]), whole);
+    assert_eq!(logs("0", &[]), whole);
+    for when in ["soon", "2026-11-28T17:45:00", "2026-02-29T00:00:00Z"] {
+        let (out, err, status) = logs(when, &[]);
+        assert_eq!((out.as_str(), status), ("", 2), "{when}");
+        assert!(
+            err.contains("--since") && err.contains("[bad_time]"),
+            "{err}"
+        );
+    }
+    // Of a job that is not detached nobody knows when it wrote what.
+    ended(&server, "a", "echo out");
+    let (out, err, status) = done(&server, &["logs", &target, &id("a"), "--since", "1h"]);
+    assert_eq!((out.as_str(), status), ("", 255));
+    assert!(err.contains("[not_permitted]"), "{err}");
+}
+
+#[test]
 fn a_reader_that_has_had_enough_ends_no_job() {
     let server = Server::start();
     let target = server.target();
