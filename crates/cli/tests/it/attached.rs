@@ -1,6 +1,7 @@
 //! Jobs by their ids, from clients that did not start them: attach, logs, wait, kill, forget, and
 //! how a job is named.
 
+mod dropped;
 mod streams;
 
 use std::fs::File;

@@ -50,6 +50,8 @@ pub(super) struct Output {
     stale: u64,
     put: u64,
     arrived: u64,
+    /// What is behind this offset is not wanted.
+    until: u64,
     pub(super) ended: bool,
     /// Our own stream was closed, or its reader is gone.
     pub(super) closed: bool,
@@ -70,27 +72,41 @@ impl Output {
             stale: 0,
             put: 0,
             arrived: 0,
+            until: u64::MAX,
             ended: false,
             closed: false,
         }
+    }
+
+    /// The same, of a stream that is wanted up to an offset alone.
+    pub(super) fn until(self, until: u64) -> Self {
+        Self { until, ..self }
     }
 
     pub(super) fn received(&self) -> u64 {
         self.received
     }
 
-    pub(super) fn take(&mut self, bytes: Bytes, end: bool) {
+    pub(super) fn take(&mut self, mut bytes: Bytes, end: bool) {
         let counts = bytes.len() as u64;
+        let wanted = self.until.saturating_sub(self.received);
+        bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         self.received = self.received.saturating_add(counts);
         self.put = self.put.saturating_add(counts);
         self.ended |= end;
+        let last = end || self.is_enough();
         let text = match &mut self.json {
             None => bytes,
-            Some(json) => json.piece(&bytes, end),
+            Some(json) => json.piece(&bytes, last),
         };
         if !text.is_empty() || counts > 0 {
             self.sink.put(text, counts);
         }
+    }
+
+    /// Whether as much has come as was wanted.
+    pub(super) fn is_enough(&self) -> bool {
+        self.received >= self.until
     }
 
     /// The stream goes on at an offset, on another line or behind a gap. Gives how much is

@@ -68,13 +68,15 @@ impl Relay {
         let Wiring { json, .. } = wiring;
         let [stdout, stderr] = [rustix::stdio::stdout(), rustix::stdio::stderr()];
         let stderr = if json { stdout } else { stderr };
+        let output = |stream, fd| Output::new(stream, fd, json, written.clone());
+        let [stdout_until, stderr_until] = wiring.until.unwrap_or([u64::MAX; 2]);
         Ok(Self {
             stdin: match wiring.stdin {
                 true => Some(Stdin::open()?),
                 false => None,
             },
-            stdout: Output::new(Stream::Stdout, stdout, json, written.clone()),
-            stderr: Output::new(Stream::Stderr, stderr, json, written.clone()),
+            stdout: output(Stream::Stdout, stdout).until(stdout_until),
+            stderr: output(Stream::Stderr, stderr).until(stderr_until),
             written,
             started: false,
             interrupts: 0,

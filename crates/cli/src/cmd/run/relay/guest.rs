@@ -51,9 +51,9 @@ impl Relay {
         let left_out = output.go_on_at(offset, gaps, told)?;
         if told_here && left_out > 0 {
             let end = if raw { "\r" } else { "" };
-            let stream = stream.as_str();
+            let (stream, from) = (stream.as_str(), offset - left_out);
             tell!(
-                "bowline: {left_out} bytes of {stream} were dropped and are not kept any more [output_dropped]{end}"
+                "bowline: {left_out} bytes of {stream} were dropped and are not kept any more, those from {from} to {offset} [output_dropped]{end}"
             );
         }
         Ok(())
@@ -77,13 +77,12 @@ impl Relay {
         (self.wiring.guest && gone).then(|| self.left("output_closed", message))
     }
 
-    /// Whether there is as much as was wanted.
+    /// Whether there is as much as was wanted, where that was not everything.
     pub(super) fn is_enough(&self) -> bool {
-        let Some(until) = self.wiring.until.filter(|_| self.started) else {
-            return false;
-        };
-        let streams = self.received().into_iter().zip(until);
-        let mut enough = streams.zip(self.wiring.unwanted);
-        enough.all(|((received, until), unwanted)| unwanted || received >= until)
+        let [no_stdout, no_stderr] = self.wiring.unwanted;
+        self.started
+            && self.wiring.until.is_some()
+            && (no_stdout || self.stdout.is_enough())
+            && (no_stderr || self.stderr.is_enough())
     }
 }
