@@ -19,7 +19,7 @@ use bowline_proto::auth::{Binding, Proof, Role};
 use bowline_proto::limits::PROTOCOL;
 use zeroize::Zeroizing;
 
-use crate::config::{ClientConfig, HostSettings, Trust};
+use crate::config::{ClientConfig, HostSettings, Milliseconds, Trust};
 use crate::duration;
 use crate::hosts::Hosts;
 use crate::local::LocalServer;
@@ -83,7 +83,8 @@ impl Dialer {
     ) -> anyhow::Result<Self> {
         let mut options = Options::default();
         let mut target = Target::parse(target, &ClientConfig::load()?)?;
-        options.timeout = match (flags.connect_timeout, &target.place) {
+        let set = target.settings.connect_timeout.map(Milliseconds::time);
+        options.timeout = match (flags.connect_timeout.or(set), &target.place) {
             (Some(timeout), _) => timeout,
             (None, Place::Ssh { .. }) => SSH_TIMEOUT,
             (None, _) => options.timeout,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::ConfigError;
 use super::file::{self, Milliseconds};
@@ -32,6 +33,18 @@ pub(crate) enum OnDisconnect {
     Kill,
 }
 
+/// What happens when the output of a detached job has no room left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Spool {
+    /// The program waits
+    Block,
+    /// The oldest output is dropped
+    DropOldest,
+    /// The job's whole tree is ended
+    Kill,
+}
+
 /// What is set for one host, or for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,20 +54,30 @@ pub(crate) struct HostSettings {
     /// The user to be there.
     pub(crate) user: Option<String>,
     /// Its port.
+    #[serde(default, deserialize_with = "port")]
     pub(crate) port: Option<u16>,
     /// The keys to prove oneself with, instead of the usual ones.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "files")]
     pub(crate) identity: Vec<PathBuf>,
     /// A shared secret to prove oneself with.
+    #[serde(default, deserialize_with = "file")]
     pub(crate) secret: Option<PathBuf>,
     /// See [`Trust`].
     pub(crate) trust: Option<Trust>,
+    /// How long one waits for a connection.
+    #[serde(default, deserialize_with = "some_time")]
+    pub(crate) connect_timeout: Option<Milliseconds>,
     /// See [`OnDisconnect`].
     pub(crate) on_disconnect: Option<OnDisconnect>,
     /// How long a job is kept when the line breaks, and one tries to get back to it.
     pub(crate) grace: Option<Milliseconds>,
     /// How long the line may be silent.
     pub(crate) silence: Option<Milliseconds>,
+    /// See [`Spool`].
+    pub(crate) spool: Option<Spool>,
+    /// How much is kept of each stream of a detached job.
+    #[serde(default, deserialize_with = "some_bytes")]
+    pub(crate) spool_bytes: Option<u64>,
 }
 
 /// `config.toml`.
@@ -69,17 +92,28 @@ pub(crate) struct ClientConfig {
 #[serde(deny_unknown_fields)]
 struct ClientFile {
     user: Option<String>,
+    #[serde(default, deserialize_with = "port")]
     port: Option<u16>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "files")]
     identity: Vec<PathBuf>,
+    #[serde(default, deserialize_with = "file")]
     secret: Option<PathBuf>,
     trust: Option<Trust>,
+    #[serde(default, deserialize_with = "some_time")]
+    connect_timeout: Option<Milliseconds>,
     on_disconnect: Option<OnDisconnect>,
     grace: Option<Milliseconds>,
     silence: Option<Milliseconds>,
+    spool: Option<Spool>,
+    #[serde(default, deserialize_with = "some_bytes")]
+    spool_bytes: Option<u64>,
     #[serde(default)]
-    host: BTreeMap<String, HostSettings>,
+    host: BTreeMap<HostName, HostSettings>,
 }
+
+/// The name of a `[host.NAME]`: no other kind of TARGET looks like it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HostName(String);
 
 impl ClientConfig {
     /// Reads `$XDG_CONFIG_HOME/bowline/config.toml`, or nothing where it is missing.
@@ -96,21 +130,17 @@ impl ClientConfig {
             .filter(|config| config.is_absolute())
             .unwrap_or_else(|| home.join(".config"));
         let path = config.join("bowline/config.toml");
-        match file::read::<ClientFile>(&path)? {
-            Some(file) => Self::from_file(file, &home),
-            None => Ok(Self::default()),
-        }
+        let file = file::read::<ClientFile>(&path)?;
+        Ok(file.map_or_else(Self::default, |file| Self::from_file(file, &home)))
     }
 
     #[cfg(test)]
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
-        Self::from_file(
-            file::parse(text, Path::new("config.toml"))?,
-            Path::new("/home/ann"),
-        )
+        let file = file::parse(text, Path::new("config.toml"))?;
+        Ok(Self::from_file(file, Path::new("/home/ann")))
     }
 
-    fn from_file(file: ClientFile, home: &Path) -> Result<Self, ConfigError> {
+    fn from_file(file: ClientFile, home: &Path) -> Self {
         let defaults = HostSettings {
             address: None,
             user: file.user,
@@ -118,22 +148,20 @@ impl ClientConfig {
             identity: file.identity,
             secret: file.secret,
             trust: file.trust,
+            connect_timeout: file.connect_timeout,
             on_disconnect: file.on_disconnect,
             grace: file.grace,
             silence: file.silence,
+            spool: file.spool,
+            spool_bytes: file.spool_bytes,
         };
-        let hosts = file.host.into_iter().map(|(name, host)| {
-            if name.is_empty() || name == "local" || name.contains([':', '@', '/', '[', ' ']) {
-                let message = "the name could be taken for another kind of TARGET";
-                return Err(ConfigError::value(format!("host.{name}"), message));
-            }
-            let host = checked(host, &format!("host.{name}"), home)?;
-            Ok((name, host))
-        });
-        Ok(Self {
-            hosts: hosts.collect::<Result<_, _>>()?,
-            defaults: checked(defaults, "port", home)?,
-        })
+        let hosts = file.host.into_iter();
+        Self {
+            hosts: hosts
+                .map(|(HostName(name), host)| (name, at_home(host, home)))
+                .collect(),
+            defaults: at_home(defaults, home),
+        }
     }
 
     /// What is set for a host of that name, with the defaults for the rest;
@@ -151,31 +179,81 @@ impl ClientConfig {
             },
             secret: host.secret.or(defaults.secret),
             trust: host.trust.or(defaults.trust),
+            connect_timeout: host.connect_timeout.or(defaults.connect_timeout),
             on_disconnect: host.on_disconnect.or(defaults.on_disconnect),
             grace: host.grace.or(defaults.grace),
             silence: host.silence.or(defaults.silence),
+            spool: host.spool.or(defaults.spool),
+            spool_bytes: host.spool_bytes.or(defaults.spool_bytes),
         }
     }
 }
 
-fn checked(
-    mut settings: HostSettings,
-    key: &str,
-    home: &Path,
-) -> Result<HostSettings, ConfigError> {
-    if settings.port == Some(0) {
-        return Err(ConfigError::value(key, "port 0 is no port to connect to"));
-    }
+/// With the files that are said to be below the home folder there.
+fn at_home(mut settings: HostSettings, home: &Path) -> HostSettings {
     for path in settings.identity.iter_mut().chain(&mut settings.secret) {
         if let Ok(below) = path.strip_prefix("~") {
             *path = home.join(below);
         }
-        if !path.is_absolute() {
-            let message = format!("{} must begin with / or ~/", path.display());
-            return Err(ConfigError::value(key, message));
-        }
     }
-    Ok(settings)
+    settings
+}
+
+impl<'de> Deserialize<'de> for HostName {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(from)?;
+        if name.is_empty() || name == "local" || name.contains([':', '@', '/', '[', ' ']) {
+            return Err(D::Error::custom(format!(
+                "the host {name:?} could be taken for another kind of TARGET; give it another name"
+            )));
+        }
+        Ok(Self(name))
+    }
+}
+
+fn port<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    match u16::deserialize(from)? {
+        0 => Err(D::Error::custom(
+            "port 0 is no port to connect to; use 1 to 65535",
+        )),
+        port => Ok(Some(port)),
+    }
+}
+
+fn some_time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Milliseconds>, D::Error> {
+    match Milliseconds::deserialize(from)? {
+        Milliseconds(0) => Err(D::Error::custom(
+            "nothing is done in no time; leave it out for the default",
+        )),
+        time => Ok(Some(time)),
+    }
+}
+
+fn some_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    match u64::deserialize(from)? {
+        0 => Err(D::Error::custom(
+            "0 bytes are no room for output; leave it out for as much as the server permits",
+        )),
+        bytes => Ok(Some(bytes)),
+    }
+}
+
+fn file<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    if path.is_absolute() || path.starts_with("~") {
+        return Ok(Some(path));
+    }
+    let path = path.display();
+    Err(D::Error::custom(format!(
+        "the file {path} must begin with / or ~/"
+    )))
+}
+
+fn files<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(deserialize_with = "file")] Option<PathBuf>);
+    let files = Vec::<One>::deserialize(from)?;
+    Ok(files.into_iter().filter_map(|One(file)| file).collect())
 }
 
 #[cfg(test)]
@@ -201,11 +279,17 @@ mod tests {
         assert!(host.secret.is_some());
         assert_eq!(host.on_disconnect, Some(OnDisconnect::Kill));
         assert_eq!(host.silence, Some(Milliseconds(60_000)));
+        assert_eq!(host.connect_timeout, Some(Milliseconds(30_000)));
+        assert_eq!(host.spool, Some(Spool::DropOldest));
+        assert_eq!(host.spool_bytes, Some(16_777_216));
         let other = all.settings("other");
         assert_eq!(other.on_disconnect, Some(OnDisconnect::Keep));
         assert_eq!(host.grace, other.grace);
         assert_eq!(other.grace, Some(Milliseconds(600_000)));
         assert_eq!(all.settings("other").trust, Some(Trust::Ask));
+        assert_eq!(other.connect_timeout, Some(Milliseconds(15_000)));
+        assert_eq!(other.spool, Some(Spool::Block));
+        assert_eq!(other.spool_bytes, Some(268_435_456));
     }
 
     #[test]
@@ -224,18 +308,43 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let error = |text| ClientConfig::parse(text).unwrap_err().to_string();
+        let error = |text: &str| ClientConfig::parse(text).unwrap_err().to_string();
         assert_eq!(
             error("[host.x]\nadress = \"y\""),
             "config.toml:2: there is no key `adress`; did you mean `address`?"
         );
-        assert!(error("trust = \"always\"").starts_with("config.toml:1: "));
-        assert!(error("port = 65536").starts_with("config.toml:1: "));
-        assert!(error("on_disconnect = \"wait\"").starts_with("config.toml:1: "));
-        assert!(error("grace = \"10\"").contains("a duration is"));
-        assert!(error("port = 0").contains("port 0"));
-        assert!(error("[host.local]").starts_with("host.local: "));
-        assert!(error("[host.\"a:b\"]").starts_with("host.a:b: "));
-        assert!(error("[host.x]\nidentity = [\"key\"]").starts_with("host.x: "));
+        for (text, what) in [
+            (
+                "trust = \"always\"",
+                "expected one of `ask`, `new`, `strict`",
+            ),
+            ("port = 65536", "expected u16"),
+            ("port = 0", "use 1 to 65535"),
+            ("on_disconnect = \"wait\"", "expected `keep` or `kill`"),
+            ("grace = \"10\"", "a duration is a number with"),
+            ("silence = 20", "expected a string"),
+            ("connect_timeout = \"5\"", "a duration is a number with"),
+            ("connect_timeout = \"0\"", "leave it out"),
+            (
+                "spool = \"drop_oldest\"",
+                "expected one of `block`, `drop-oldest`, `kill`",
+            ),
+            ("spool_bytes = 0", "leave it out"),
+            ("spool_bytes = -1", "expected u64"),
+            ("spool_bytes = \"1G\"", "expected u64"),
+            ("identity = [\"~/a\", \"key\"]", "must begin with / or ~/"),
+            ("secret = \"key\"", "must begin with / or ~/"),
+        ] {
+            for (before, line) in [("", 1), ("[host.x]\nuser = \"ann\"\n", 3)] {
+                let said = error(&format!("{before}{text}"));
+                assert!(said.starts_with(&format!("config.toml:{line}: ")), "{said}");
+                assert!(said.contains(what), "{said}");
+            }
+        }
+        for name in ["local", "\"a:b\"", "\"\"", "\"a b\""] {
+            let said = error(&format!("port = 1\n[host.{name}]\nport = 2"));
+            assert!(said.starts_with("config.toml:2: the host "), "{said}");
+            assert!(said.ends_with("give it another name"), "{said}");
+        }
     }
 }

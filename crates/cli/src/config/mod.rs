@@ -13,7 +13,7 @@ mod server;
 mod server_file;
 mod show;
 
-pub(crate) use client::{ClientConfig, HostSettings, OnDisconnect, Trust};
+pub(crate) use client::{ClientConfig, HostSettings, OnDisconnect, Spool, Trust};
 pub(crate) use file::{ConfigError, Milliseconds, read_required};
 pub(crate) use flags::ServeFlags;
 pub(crate) use gate::GateConfig;

@@ -3,6 +3,7 @@
 mod attached;
 mod comeback;
 mod cp;
+mod defaults;
 mod definitions;
 mod detached;
 mod faults;

@@ -10,6 +10,7 @@ use bowline_proto::outcome::{Happened, Outcome};
 
 use super::{RunFlags, exit_code, report_to_all};
 use crate::cmd::dial::Dialer;
+use crate::config::{HostSettings, Spool};
 use crate::exit;
 use crate::inherited;
 use crate::report::Report;
@@ -24,25 +25,20 @@ pub(crate) struct DetachFlags {
     #[arg(long, value_name = "POLICY", requires = "detach")]
     spool: Option<Spool>,
     /// With --detach: that room, in bytes of each stream (default: as much as the server permits)
-    #[arg(long, value_name = "N", requires = "detach")]
-    pub(super) spool_bytes: Option<u64>,
+    #[arg(long, value_name = "N", requires = "detach", value_parser = clap::value_parser!(u64).range(1..))]
+    spool_bytes: Option<u64>,
 }
 
 impl DetachFlags {
-    pub(super) fn policy(&self) -> SpoolPolicy {
-        self.spool.map_or(SpoolPolicy::Block, SpoolPolicy::from)
+    /// What was asked for, with what becomes of its output. The flags win over the configuration.
+    fn request(&self, request: &StartRequest, settings: &HostSettings) -> StartRequest {
+        let policy = self.spool.or(settings.spool);
+        StartRequest {
+            spool: policy.map_or(SpoolPolicy::Block, SpoolPolicy::from),
+            spool_bytes: self.spool_bytes.or(settings.spool_bytes),
+            ..request.clone()
+        }
     }
-}
-
-/// What happens when the output has no room left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Spool {
-    /// The program waits
-    Block,
-    /// The oldest output is dropped
-    DropOldest,
-    /// The job's whole tree is ended
-    Kill,
 }
 
 impl From<Spool> for SpoolPolicy {
@@ -75,7 +71,8 @@ pub(super) async fn run(
     let status = status.context("--status-fd")?;
     let job = exit::fresh_job_id()?;
     let mut dialer = Dialer::new(&flags.target, flags.user.as_deref(), &flags.connect)?;
-    let answer = ask(&mut dialer, job, request).await;
+    let request = flags.detach.request(request, dialer.settings());
+    let answer = ask(&mut dialer, job, &request).await;
     dialer.finish();
     let report = match answer {
         Ok(Answer::Started) => {

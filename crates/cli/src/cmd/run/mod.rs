@@ -188,8 +188,6 @@ fn request(flags: &RunFlags) -> anyhow::Result<StartRequest> {
         wait_output: flags.wait_output,
         pty: flags.pty.then(|| terminal(flags.stderr_pipe)),
         detach: flags.detach.detach,
-        spool: flags.detach.policy(),
-        spool_bytes: flags.detach.spool_bytes,
         ..StartRequest::default()
     })
 }
