@@ -90,6 +90,9 @@ pub(crate) enum WorkerError {
     /// The line to the other side broke.
     #[error("the line to the other side broke")]
     Line(#[source] io::Error),
+    /// The file goes to a stream, and nobody reads that any more (`| head`).
+    #[error("nobody reads the output any more")]
+    Unread,
     /// Source or destination as a whole cannot be used.
     #[error("{}: {}", bowline_proto::copy::name::shown(path), failure.text)]
     Place {

@@ -185,6 +185,47 @@ fn streams_are_places_too() {
     assert_eq!((output.status.code(), output.stdout), (Some(1), Vec::new()));
 }
 
+/// As a local program would: by SIGPIPE, and without a word.
+#[test]
+fn a_reader_that_has_had_enough_ends_the_copy() {
+    use std::io::{Read, Write};
+    let bench = Bench::new();
+    let large = noise(2, 20_000_000);
+    bench.write("large", &large);
+    bench.write("small", &large[..100_000]);
+    for source in [
+        bench.there("large"),
+        bench.here("large"),
+        bench.there("small"),
+    ] {
+        let mut command = bench.command(&[&source, "-"]);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = [0; 10];
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut first).unwrap();
+        assert_eq!(first, large[..10]);
+        drop(stdout);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(141), "{source}: {output:?}");
+        assert!(output.stderr.is_empty(), "{source}: {output:?}");
+    }
+    // However much there is still to come.
+    let mut child = bench
+        .command(&["-", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stdin = child.stdin.take().unwrap();
+    while stdin.write_all(&large).is_ok() {}
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+}
+
 #[test]
 fn modes_and_links_are_kept_and_times_with_archive() {
     let bench = Bench::new();

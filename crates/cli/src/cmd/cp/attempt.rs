@@ -108,7 +108,7 @@ impl Attempt<'_> {
             let output = Output::new(Box::new(outgoing), Some(tap));
             sender::send(sources, options, input, output)
         })?;
-        between(remote, ends, worker).await
+        between(remote, ends, worker, false).await
     }
 
     /// From there to here.
@@ -122,12 +122,13 @@ impl Attempt<'_> {
         let remote = remote.map_err(|error| Failed::Line(error, false))?;
         let (options, tap) = (self.options.clone(), self.tap());
         let ((outgoing, incoming), ends) = line();
+        let to_stream = matches!(to, Destination::Stream(_));
         let worker = spawn(move || {
             let input = Input::new(Box::new(incoming), Some(tap.clone()));
             let output = Output::new(Box::new(outgoing), Some(tap));
             receiver::receive(to, options, input, output)
         })?;
-        between(remote, ends, worker).await
+        between(remote, ends, worker, to_stream).await
     }
 
     /// From there to there, through here.
@@ -245,9 +246,15 @@ enum Next {
     Room(bool),
 }
 
-/// Carries messages between the worker here and the one there until both are done.
-async fn between(mut remote: Remote, mut ends: Ends, worker: Worker) -> Result<(), Failed> {
-    let carried = carry(&mut remote, &mut ends).await;
+/// Carries messages between the worker here and the one there until both are done, or with `to_stream`
+/// until the one here takes no more: what is written to a stream is never gone on with.
+async fn between(
+    mut remote: Remote,
+    mut ends: Ends,
+    worker: Worker,
+    to_stream: bool,
+) -> Result<(), Failed> {
+    let carried = carry(&mut remote, &mut ends, to_stream).await;
     // Without its line the worker here ends too, if it has not.
     drop(ends);
     let here = join(worker);
@@ -255,18 +262,21 @@ async fn between(mut remote: Remote, mut ends: Ends, worker: Worker) -> Result<(
         // The server refuses nothing once the worker has begun: then the line broke.
         let begun = !matches!(error, ClientError::Refused(_));
         return match here {
-            Err(error @ (WorkerError::Place { .. } | WorkerError::Rules(_))) => {
-                Err(Failed::Here(error))
-            }
+            Err(
+                error @ (WorkerError::Place { .. } | WorkerError::Rules(_) | WorkerError::Unread),
+            ) => Err(Failed::Here(error)),
             _ => Err(Failed::Line(error, begun)),
         };
     }
     let there = match remote.outcome() {
         Some(exit) => check(exit, &remote),
-        None => Ok(()),
+        // It sends what nobody wants; without its connection it ends.
+        None => Err(Failed::NoWorker(NOT_A_WORKER)),
     };
-    remote.connection.bye();
-    let _ = remote.connection.finish().await;
+    if remote.outcome().is_some() {
+        remote.connection.bye();
+        let _ = remote.connection.finish().await;
+    }
     match (here, there) {
         (Ok(()), there) => there,
         (Err(WorkerError::Peer(_)), Err(Failed::NoWorker(why))) => Err(Failed::NoWorker(why)),
@@ -278,7 +288,7 @@ async fn between(mut remote: Remote, mut ends: Ends, worker: Worker) -> Result<(
     }
 }
 
-async fn carry(remote: &mut Remote, ends: &mut Ends) -> Result<(), ClientError> {
+async fn carry(remote: &mut Remote, ends: &mut Ends, to_stream: bool) -> Result<(), ClientError> {
     loop {
         remote.pump();
         if remote.has_ended() {
@@ -296,6 +306,7 @@ async fn carry(remote: &mut Remote, ends: &mut Ends) -> Result<(), ClientError> 
             }
             Next::Worker(None) => remote.close(),
             Next::Room(true) => {}
+            Next::Room(false) if to_stream => return Ok(()),
             // Whatever still comes is for nobody.
             Next::Room(false) => ends.to_worker = None,
         }

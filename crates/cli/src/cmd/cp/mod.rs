@@ -31,7 +31,7 @@ use self::progress::Progress;
 use super::dial::{ConnectFlags, Dialer};
 use crate::copy::receiver::Destination;
 use crate::copy::sender::{Source, expand_home, permit};
-use crate::copy::worker;
+use crate::copy::{WorkerError, worker};
 use crate::stderr::tell;
 use crate::{duration, exit};
 
@@ -43,6 +43,9 @@ const ATTEMPTS_MAX: u32 = 6;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The status where nobody reads the copy on stdout any more: that of a program that SIGPIPE has ended.
+const UNREAD: u8 = 141;
 
 /// When what was written has to be on the disk
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -146,6 +149,9 @@ pub(crate) async fn cp(flags: CpFlags, quiet: bool) -> anyhow::Result<ExitCode> 
     ledger.end();
     if let Some(error) = ledger.unwritten() {
         return Err(error).context("stdout: not all records could be written");
+    }
+    if let Some((_, Failed::Here(WorkerError::Unread))) = &failure {
+        return Ok(ExitCode::from(UNREAD));
     }
     let failure = failure.map(|(group, failed)| sentence(group, &to, &failed));
     Ok(tell(&flags, quiet, ledger.totals(), failure))

@@ -45,19 +45,20 @@ impl Writing {
     }
 
     /// Writes at the end of what is there.
-    fn write(&mut self, stream: Option<BorrowedFd<'_>>, bytes: &[u8]) {
+    fn write(&mut self, stream: Option<BorrowedFd<'_>>, bytes: &[u8]) -> Result<(), WorkerError> {
         if self.failed.is_some() {
-            return;
+            return Ok(());
         }
         self.hasher.update(bytes);
-        let written = match &self.place {
-            Place::Temporary(temporary) => write_at(temporary.fd.as_fd(), bytes, self.at),
-            Place::Stream => write_stream(stream, bytes),
-            Place::None => Ok(()),
+        let written = match (&self.place, stream) {
+            (Place::Temporary(temporary), _) => write_at(temporary.fd.as_fd(), bytes, self.at),
+            (Place::Stream, Some(stream)) => write_stream(stream, bytes)?,
+            (Place::Stream, None) | (Place::None, _) => Ok(()),
         };
         self.at += bytes.len() as u64;
         self.written = self.at;
         self.failed = written.err().map(Failure::from);
+        Ok(())
     }
 
     /// Whether so many bytes more are still within what was announced.
@@ -80,17 +81,16 @@ impl Receiver {
             return Err(DRY_RUN);
         }
         let pending = self.wanted(id)?;
-        let result = match blake3::hash(bytes).as_bytes() == hash {
-            true => self.put_small(&pending, bytes),
-            false => Err(mismatch()),
+        let good = blake3::hash(bytes).as_bytes() == hash;
+        let result = match &self.root.stream {
+            _ if !good => Err(mismatch()),
+            Some(stream) => write_stream(stream.as_fd(), bytes)?.map_err(Failure::from),
+            None => self.put_small(&pending, bytes),
         };
         self.finished(id, pending, result)
     }
 
     fn put_small(&mut self, pending: &Pending, bytes: &[u8]) -> Result<(), Failure> {
-        if let Some(stream) = &self.root.stream {
-            return Ok(write_stream(Some(stream.as_fd()), bytes)?);
-        }
         let folder = self.tree.fd(&pending.folder)?;
         let mode = self.mode(&pending.attributes);
         let origin = self.options.origin;
@@ -175,8 +175,7 @@ impl Receiver {
 
     pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), WorkerError> {
         let stream = self.root.stream.as_ref().map(OwnedFd::as_fd);
-        self.writing.as_mut().ok_or(NO_FILE)?.write(stream, bytes);
-        Ok(())
+        self.writing.as_mut().ok_or(NO_FILE)?.write(stream, bytes)
     }
 
     pub(super) fn hole(&mut self, len: u64) -> Result<(), WorkerError> {
@@ -190,7 +189,7 @@ impl Receiver {
             let mut left = len;
             while left > 0 && writing.failed.is_none() {
                 let now = left.min(zeros.len() as u64);
-                writing.write(stream, zeros.get(..now as usize).unwrap_or_default());
+                writing.write(stream, zeros.get(..now as usize).unwrap_or_default())?;
                 left -= now;
             }
         } else {
@@ -222,7 +221,7 @@ impl Receiver {
                         writing.failed = Some(Failure::new("changed", "the old file was cut short"))
                     }
                     Ok(read) => {
-                        writing.write(None, room.get(..read).unwrap_or_default());
+                        writing.write(None, room.get(..read).unwrap_or_default())?;
                         (left, offset) = (left - read, offset + read as u64);
                     }
                     Err(error) => writing.failed = Some(error.into()),
@@ -392,16 +391,16 @@ fn write_at(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<(
     Ok(())
 }
 
-fn write_stream(stream: Option<BorrowedFd<'_>>, mut bytes: &[u8]) -> io::Result<()> {
-    let Some(stream) = stream else {
-        return Ok(());
-    };
+/// # Errors
+/// [`WorkerError::Unread`]; the inner one as write(2).
+fn write_stream(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<io::Result<()>, WorkerError> {
     while !bytes.is_empty() {
         match rustix::io::write(stream, bytes) {
             Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Err(Errno::PIPE) => return Err(WorkerError::Unread),
+            Err(errno) => return Ok(Err(errno.into())),
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }
