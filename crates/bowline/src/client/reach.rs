@@ -23,6 +23,8 @@ pub struct Hurry {
     pub every: Duration,
     /// The address that worked before, for while nobody can be asked for it.
     pub known: Option<SocketAddr>,
+    /// Whether somebody is asked all the same: the host may have another by now.
+    pub ask: bool,
 }
 
 /// One thing that came of the work.
@@ -42,11 +44,13 @@ pub(super) async fn reach(host: &str, port: u16, hurry: Option<Hurry>) -> io::Re
 
 async fn reach_in_a_hurry(host: &str, port: u16, hurry: Hurry) -> io::Result<TcpStream> {
     let mut work = JoinSet::new();
-    let name = host.to_owned();
-    work.spawn(async move {
-        let found = lookup_host((name, port)).await;
-        News::Addresses(found.map(Iterator::collect))
-    });
+    if hurry.ask || hurry.known.is_none() {
+        let name = host.to_owned();
+        work.spawn(async move {
+            let found = lookup_host((name, port)).await;
+            News::Addresses(found.map(Iterator::collect))
+        });
+    }
     let mut addresses: Vec<SocketAddr> = hurry.known.into_iter().collect();
     let mut turn = 0;
     let mut ticks = interval(hurry.every);
@@ -85,8 +89,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     fn hurry(known: Option<SocketAddr>) -> Option<Hurry> {
-        let every = Duration::from_millis(1);
-        Some(Hurry { every, known })
+        Some(Hurry {
+            every: Duration::from_millis(1),
+            known,
+            ask: true,
+        })
     }
 
     #[tokio::test]
@@ -97,6 +104,16 @@ mod tests {
         reach(name, known.port(), hurry(Some(known))).await.unwrap();
         reach(name, known.port(), hurry(None)).await.unwrap_err();
         reach("127.0.0.1", known.port(), hurry(None)).await.unwrap();
+        // Whoever has an address need not ask; whoever has none must.
+        for (known, name) in [(Some(known), name), (None, "127.0.0.1")] {
+            let hurry = hurry(known).map(|hurry| Hurry {
+                ask: false,
+                ..hurry
+            });
+            reach(name, listener.local_addr().unwrap().port(), hurry)
+                .await
+                .unwrap();
+        }
     }
 
     /// A queue of connections that is full takes no more, and answers nobody.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bowline::client::{
@@ -32,6 +32,9 @@ const SSH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often a person may take longer over an answer than the server waits: each is asked for only once.
 const TOO_SLOW_MAX: u32 = 4;
+
+/// How often the name of a host whose path is down is looked up: it may have another address by now.
+const LOOKUP_EVERY: Duration = Duration::from_secs(2);
 
 /// How often a line may break before anything was done over it.
 const BROKEN_MAX: u32 = 5;
@@ -65,6 +68,8 @@ pub(crate) struct Dialer {
     settings: HostSettings,
     /// Where the server was found last.
     known: Option<SocketAddr>,
+    /// When its name was looked up last in a hurry.
+    looked_up: Option<Instant>,
     /// How often the server would not wait any longer for a person's answer.
     too_slow: u32,
     /// How often the line broke.
@@ -123,6 +128,7 @@ impl Dialer {
             options,
             settings: target.settings,
             known: None,
+            looked_up: None,
             too_slow: 0,
             broken: 0,
             local: None,
@@ -141,6 +147,7 @@ impl Dialer {
             options,
             settings,
             known: None,
+            looked_up: None,
             too_slow: 0,
             broken: 0,
             local: Some(local),
@@ -155,8 +162,17 @@ impl Dialer {
     /// Has the next connections made in a hurry: the path is down, and is to be noticed when it
     /// is back. `None` takes that back.
     pub(crate) fn hurry(&mut self, every: Option<Duration>) {
-        let known = self.known;
-        self.options.hurry = every.map(|every| Hurry { every, known });
+        self.options.hurry = every.map(|every| {
+            let ask = self.looked_up.is_none_or(|at| at.elapsed() >= LOOKUP_EVERY);
+            if ask {
+                self.looked_up = Some(Instant::now());
+            }
+            Hurry {
+                every,
+                known: self.known,
+                ask,
+            }
+        });
     }
 
     /// What the configuration says of the host.

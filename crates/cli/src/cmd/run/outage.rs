@@ -7,10 +7,6 @@ use bowline::client::{ClientError, Failure, Reconnect};
 use crate::stderr::tell;
 use crate::{duration, exit};
 
-/// Between two attempts to connect, while an outage is young and when it is old.
-const HURRY_MIN: Duration = Duration::from_millis(50);
-const HURRY_MAX: Duration = Duration::from_secs(1);
-
 /// The outages of one client, one after another.
 #[derive(Debug)]
 pub(in crate::cmd) struct Outage {
@@ -45,8 +41,7 @@ impl Outage {
     /// How soon after one attempt to connect the next may follow, while nobody answers.
     pub(in crate::cmd) fn hurry(&self) -> Option<Duration> {
         let reconnect = self.reconnect.as_ref().filter(|_| self.down)?;
-        let outage = reconnect.outage(self.begun.elapsed());
-        Some((outage / 300).clamp(HURRY_MIN, HURRY_MAX))
+        Some(reconnect.spacing(self.begun.elapsed(), random()))
     }
 
     /// For how long a server is tried to be reached.
