@@ -10,11 +10,12 @@ from pathlib import Path
 
 from . import machine
 
-COLUMNS = "| line | peer | median | min | max | ratio to {} |\n"
-
 
 class Results:
-    """Values of each line and peer, in the order in which they were first measured."""
+    """Values of each line and peer, in the order in which they were first measured.
+
+    `reference` is the peer that all are compared with; None where there is none.
+    """
 
     def __init__(self, reference="reference"):
         self.reference = reference
@@ -78,17 +79,24 @@ def number(value):
 
 def table(results):
     named = "the reference" if results.reference == "reference" else results.reference
-    text = COLUMNS.format(named) + "| --- | --- | --- | --- | --- | --- |\n"
+    columns = ["line", "peer", "median", "min", "max"]
+    columns += [f"ratio to {named}"] if named else []
+    text = line_of(columns) + line_of(["---"] * len(columns))
     last = None
     for row in results.rows():
         name = f"{row['line']}, {row['unit']}" if row["line"] != last else ""
         last = row["line"]
-        ratio = number(row["ratio"])
         peer = f"**{row['peer']}**" if row["peer"] == "bowline" else row["peer"]
-        figures = " | ".join(number(row[key]) for key in ("median", "min", "max"))
-        note = f" ({row['note']})" if row["note"] else ""
-        text += f"| {name} | {peer} | {figures} | {ratio}{note} |\n"
+        figures = ("median", "min", "max", "ratio") if named else ("median", "min", "max")
+        cells = [name, peer, *(number(row[key]) for key in figures)]
+        if row["note"]:
+            cells[-1] += f" ({row['note']})"
+        text += line_of(cells)
     return text
+
+
+def line_of(cells):
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def about(rounds, busy, versions, before_others=False):
