@@ -4,13 +4,15 @@
 //! of jobs shows it; how, it is told by the client's first message.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
 use bowline_proto::copy::Message;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Resource, Rlimit};
 
 use super::WorkerError;
@@ -50,11 +52,9 @@ pub(crate) fn main(role: Role) -> ExitCode {
 
 fn work(role: Role) -> Result<(), WorkerError> {
     raise_descriptors();
-    // The line's end is what ends a worker, between two files and not within one: SIGHUP tells the same.
-    let hangup: nix::sys::signal::SigSet = [nix::sys::signal::Signal::SIGHUP].into_iter().collect();
-    let _ = hangup.thread_block();
     let (stdin, stdout) = (dup(rustix::stdio::stdin())?, dup(rustix::stdio::stdout())?);
-    let mut input = Input::new(Box::new(File::from(stdin)), None);
+    let line = Line::new(stdin).map_err(WorkerError::Line)?;
+    let mut input = Input::new(Box::new(line), None);
     let output = Output::new(Box::new(stdout), None);
     let options = match input.next()? {
         Some(Message::Options(options)) => options,
@@ -73,6 +73,36 @@ fn work(role: Role) -> Result<(), WorkerError> {
         Role::Receive { path } => {
             let path = sender::expand_home(&path.into_vec());
             receiver::receive(Destination::Path(path), options, input, output)
+        }
+    }
+}
+
+/// Stdin, which also ends with SIGHUP: the client is gone and the server's gate keeps the pipe for another. So a worker
+/// ends between two files and not within one, and before the next attempt has to wait for it.
+struct Line {
+    stdin: OwnedFd,
+    hangup: SignalFd,
+}
+
+impl Line {
+    /// Before there is another thread.
+    fn new(stdin: OwnedFd) -> io::Result<Self> {
+        let hangup: SigSet = [Signal::SIGHUP].into_iter().collect();
+        hangup.thread_block()?;
+        let hangup = SignalFd::with_flags(&hangup, SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { stdin, hangup })
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let fds = [self.stdin.as_fd(), self.hangup.as_fd()];
+        let mut both = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        rustix::event::poll(&mut both, None)?;
+        let [_, hung_up] = both.map(|fd| !fd.revents().is_empty());
+        match hung_up {
+            true => Ok(0),
+            false => Ok(rustix::io::read(&self.stdin, into)?),
         }
     }
 }
