@@ -40,6 +40,7 @@ pub const ALL: &[Target] = &[
     ("framing_decimal", framing_decimal_target),
     ("framing_delimited", framing_delimited_target),
     ("copy", copy_target),
+    ("copy_matcher", copy_matcher_target),
     ("ntp", ntp_target),
 ];
 
@@ -403,6 +404,72 @@ pub fn sshsig_target(data: &[u8]) {
     }
 }
 
+/// Whatever sums say of an old file, each byte of the new one comes to be in one step, in few steps; where they are true,
+/// the steps put the new file together. The first bytes say how: what comes when, how much of the rest is sums, and how much is
+/// the old file, whose bytes the new one repeats.
+pub fn copy_matcher_target(data: &[u8]) {
+    let Some((&[manner, grow, part, copies, cut], rest)) = data.split_first_chunk() else {
+        return;
+    };
+    let at = rest.len() * usize::from(part) / 255;
+    let (seed, edits) = rest.split_at(at);
+    // A small input makes files of some blocks.
+    let old: Vec<u8> = seed
+        .iter()
+        .copied()
+        .cycle()
+        .take(seed.len() * usize::from(copies % 32))
+        .collect();
+    let middle = old.len() * usize::from(cut) / 255;
+    let (before, after) = old.split_at(middle);
+    let new = [before, edits, after].concat();
+    let layout = copy::Layout::new(11, [old.len() as u64, 0]);
+    let true_sums = manner & 1 == 0;
+    let mut packed = Vec::new();
+    for block in old.chunks(layout.block()) {
+        let mut sum = copy::Sum::of(block);
+        if !true_sums {
+            sum.strong &= 3;
+        }
+        copy::Sums::push(&mut packed, &sum);
+    }
+    let mut sums = packed.chunks(copy::SUM_BYTES * (1 + usize::from(manner >> 4)));
+    let mut matcher = copy::Matcher::new(layout, 0);
+    let (mut at, mut end, mut made) = (0, 0, Vec::new());
+    for steps in 0.. {
+        assert!(steps < 100 + new.len() * 2 + packed.len());
+        if manner & 2 == 0
+            && let Some(sums) = sums.next()
+        {
+            matcher.extend(&copy::Sums::of(sums)).unwrap();
+        }
+        match matcher.step(&new[at..end], end == new.len()) {
+            copy::Step::Sums => match sums.next() {
+                Some(sums) => matcher.extend(&copy::Sums::of(sums)).unwrap(),
+                None => matcher.complete(),
+            },
+            copy::Step::Bytes(len) => {
+                assert!(len > end - at && len <= copy::WINDOW_BYTES_MAX && end < new.len());
+                end = new.len().min(at + len + usize::from(grow));
+            }
+            copy::Step::Block { index, len } => {
+                let place = layout.place(index, 1).unwrap();
+                assert_eq!(place.len, len as u64);
+                made.extend_from_slice(&old[usize::try_from(place.offset).unwrap()..][..len]);
+                at += len;
+            }
+            copy::Step::New(len) => {
+                made.extend_from_slice(&new[at..at + len]);
+                at += len;
+            }
+            copy::Step::End => break,
+        }
+        assert!(at <= end);
+    }
+    assert_eq!((at, made.len()), (new.len(), new.len()));
+    assert!(!true_sums || made == new);
+}
+
 /// A message of the file workers encodes to the same bytes again, and no beginning of it is one. Names
 /// and patterns hold what they promise.
 pub fn copy_target(data: &[u8]) {
@@ -413,8 +480,8 @@ pub fn copy_target(data: &[u8]) {
         for end in 0..len.min(64) {
             assert_eq!(copy::decode(&data[..end]), Ok(None));
         }
-        if let copy::Message::Basis(chunks) = message {
-            assert!(chunks.iter().all(|(len, _)| len > 0));
+        if let copy::Message::Basis(sums) = message {
+            assert!(sums.len() <= copy::SUMS_PER_MESSAGE_MAX && sums.iter().count() == sums.len());
         }
     }
     if copy::name::check(data).is_ok() {

@@ -5,8 +5,8 @@
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bowline_proto::copy::{
     DATA_BYTES_MAX, HEAD_BYTES, Message, PAYLOAD_BYTES_MAX, decode, encode, head,
@@ -152,6 +152,32 @@ impl Output {
             self.filled = 0;
         }
         Ok(())
+    }
+}
+
+/// An [`Output`] for several threads: each message goes out as a whole.
+#[derive(Clone)]
+pub(crate) struct SharedOutput(Arc<Mutex<Output>>);
+
+impl SharedOutput {
+    pub(crate) fn new(output: Output) -> Self {
+        Self(Arc::new(Mutex::new(output)))
+    }
+
+    /// # Errors
+    /// As [`Output::send`].
+    pub(crate) fn send(&self, message: &Message<'_>) -> Result<(), WorkerError> {
+        self.lock().send(message)
+    }
+
+    /// # Errors
+    /// As [`Output::flush`].
+    pub(crate) fn flush(&self) -> Result<(), WorkerError> {
+        self.lock().flush()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Output> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

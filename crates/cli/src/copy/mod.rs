@@ -5,7 +5,8 @@
 //! through a [`link`]; files are only touched relative to open folders, without following links.
 //! What the other side says is hostile: it may break its own copy and nothing else.
 
-pub(crate) mod chunks;
+pub(crate) mod buffer;
+pub(crate) mod bytes;
 pub(crate) mod link;
 pub(crate) mod receiver;
 pub(crate) mod sender;
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 
 /// Files up to this size travel whole in one message.
 pub(crate) const SMALL_BYTES_MAX: u64 = 128 * 1024;
-/// Files from this size on are resumed, and compared in chunks.
+/// Files from this size on are resumed, and compared block by block.
 pub(crate) const LARGE_BYTES_MIN: u64 = 128 * 1024 + 1;
 
 /// What a file, folder or link is to be like, beside its content.

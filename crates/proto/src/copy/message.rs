@@ -12,9 +12,8 @@
 
 use super::fields::{Fields, put_bytes, put_number, put_signed};
 use super::{
-    CHUNK_HASH_BYTES, CHUNK_LOG2_MAX, CHUNK_LOG2_MIN, CHUNKS_PER_MESSAGE_MAX, CODE_BYTES_MAX,
-    CopyError, DATA_BYTES_MAX, HEAD_BYTES, Hash, MAGIC, NAME_BYTES_MAX, Options, PAYLOAD_BYTES_MAX,
-    REPORT_BYTES_MAX, TARGET_BYTES_MAX,
+    CODE_BYTES_MAX, CopyError, DATA_BYTES_MAX, HEAD_BYTES, Hash, Layout, MAGIC, NAME_BYTES_MAX,
+    Options, PAYLOAD_BYTES_MAX, REPORT_BYTES_MAX, Sums, TARGET_BYTES_MAX,
 };
 
 /// What an entry is.
@@ -114,8 +113,8 @@ pub enum Message<'a> {
     Data(&'a [u8]),
     /// So many zeros, which need not be stored.
     Hole(u64),
-    /// Chunks that the receiver has.
-    Chunks {
+    /// Blocks that the receiver has.
+    Blocks {
         /// The number of the first, in the order of `Basis`.
         first: u64,
         /// How many in a row.
@@ -141,6 +140,8 @@ pub enum Message<'a> {
     Same {
         /// Which entry.
         id: u64,
+        /// Of the content, where the receiver has to make sure: its blocks look like it.
+        hash: Option<Hash>,
     },
     /// What the receiver offered as the beginning is none: what else has it?
     Redo {
@@ -162,13 +163,13 @@ pub enum Message<'a> {
         prefix: Option<(u64, Hash)>,
         /// The hash of the whole old content, if it could be the same.
         same: Option<Hash>,
-        /// `Basis` messages follow, with chunks of this average.
-        chunks: Option<u8>,
+        /// `Basis` messages follow, of these blocks of what is there.
+        blocks: Option<Layout>,
     },
-    /// Chunks of what the receiver has: for each its length and the beginning of its hash.
-    Basis(Chunks<'a>),
-    /// The end of these chunks; with the hash over all whole hashes, if they are the old content.
-    BasisEnd(Option<Hash>),
+    /// The sums of the next blocks.
+    Basis(Sums<'a>),
+    /// No more sums of this file come, perhaps before its end.
+    BasisEnd,
     /// What became of an entry.
     Done {
         /// Which.
@@ -185,48 +186,6 @@ pub enum Message<'a> {
     },
     /// The receiver's last.
     Finished,
-}
-
-/// The packed chunks of a [`Message::Basis`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunks<'a>(&'a [u8]);
-
-impl<'a> Chunks<'a> {
-    fn read(bytes: &'a [u8]) -> Option<Self> {
-        let chunks = Self(bytes);
-        let mut fields = Fields(bytes);
-        let mut count = 0;
-        while !fields.0.is_empty() {
-            let len = fields.number()?;
-            fields.fixed(CHUNK_HASH_BYTES)?;
-            count += 1;
-            if len == 0 || len > u64::from(u32::MAX) || count > CHUNKS_PER_MESSAGE_MAX {
-                return None;
-            }
-        }
-        Some(chunks)
-    }
-
-    /// Puts a chunk behind those in `packed`.
-    pub fn push(packed: &mut Vec<u8>, len: u32, hash: &Hash) {
-        put_number(packed, u64::from(len));
-        packed.extend(hash.iter().take(CHUNK_HASH_BYTES));
-    }
-
-    /// Of what was packed by [`Self::push`].
-    pub fn of(packed: &'a [u8]) -> Self {
-        Self(packed)
-    }
-
-    /// Length and hash of each.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, [u8; CHUNK_HASH_BYTES])> + 'a {
-        let mut fields = Fields(self.0);
-        std::iter::from_fn(move || {
-            let len = fields.small()?;
-            let hash = fields.fixed(CHUNK_HASH_BYTES)?.try_into().ok()?;
-            Some((len, hash))
-        })
-    }
 }
 
 /// The head of a message with a payload of `len` bytes.
@@ -252,7 +211,7 @@ impl Message<'_> {
             Self::Begin { .. } => 0x20,
             Self::Data(_) => Self::DATA,
             Self::Hole(_) => 0x22,
-            Self::Chunks { .. } => 0x23,
+            Self::Blocks { .. } => 0x23,
             Self::Finish { .. } => 0x24,
             Self::Small { .. } => 0x25,
             Self::Abort { .. } => 0x26,
@@ -261,7 +220,7 @@ impl Message<'_> {
             Self::Skip { .. } => 0x30,
             Self::Want { .. } => 0x31,
             Self::Basis(_) => 0x32,
-            Self::BasisEnd(_) => 0x33,
+            Self::BasisEnd => 0x33,
             Self::Done { .. } => 0x34,
             Self::Removed { .. } => 0x35,
             Self::Finished => 0x36,
@@ -325,7 +284,7 @@ fn read(kind: u8, mut fields: Fields<'_>) -> Option<Message<'_>> {
             (!bytes.is_empty() && bytes.len() <= DATA_BYTES_MAX).then_some(Message::Data(bytes))?
         }
         0x22 => Message::Hole(f.number()?),
-        0x23 => Message::Chunks {
+        0x23 => Message::Blocks {
             first: f.number()?,
             count: f.number()?,
         },
@@ -344,7 +303,10 @@ fn read(kind: u8, mut fields: Fields<'_>) -> Option<Message<'_>> {
             code: f.bytes(CODE_BYTES_MAX)?,
             text: f.bytes(REPORT_BYTES_MAX)?,
         },
-        0x27 => Message::Same { id: f.number()? },
+        0x27 => Message::Same {
+            id: f.number()?,
+            hash: read_hash(f)?,
+        },
         0x28 => Message::Redo { id: f.number()? },
         kind => read_answer(kind, f)?,
     };
@@ -365,21 +327,11 @@ fn read_answer<'a>(kind: u8, f: &mut Fields<'a>) -> Option<Message<'a>> {
                 true => Some((f.number()?, f.hash()?)),
                 false => None,
             },
-            same: match f.flag()? {
-                true => Some(f.hash()?),
-                false => None,
-            },
-            chunks: match f.byte()? {
-                0 => None,
-                log2 @ CHUNK_LOG2_MIN..=CHUNK_LOG2_MAX => Some(log2),
-                _ => return None,
-            },
+            same: read_hash(f)?,
+            blocks: Layout::read(f)?,
         },
-        0x32 => Message::Basis(Chunks::read(f.rest())?),
-        0x33 => Message::BasisEnd(match f.flag()? {
-            true => Some(f.hash()?),
-            false => None,
-        }),
+        0x32 => Message::Basis(Sums::read(f.rest())?),
+        0x33 => Message::BasisEnd,
         0x34 => Message::Done {
             id: f.number()?,
             code: f.bytes(CODE_BYTES_MAX)?,
@@ -390,6 +342,13 @@ fn read_answer<'a>(kind: u8, f: &mut Fields<'a>) -> Option<Message<'a>> {
         },
         0x36 => Message::Finished,
         _ => return None,
+    })
+}
+
+fn read_hash(f: &mut Fields<'_>) -> Option<Option<Hash>> {
+    Some(match f.flag()? {
+        true => Some(f.hash()?),
+        false => None,
     })
 }
 
@@ -442,7 +401,7 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Source(index) => put_number(out, *index),
         Message::Entry(entry) => write_entry(entry, out),
         Message::FolderEnd { whole } => out.push(u8::from(*whole)),
-        Message::ScanEnd | Message::Finished => {}
+        Message::ScanEnd | Message::BasisEnd | Message::Finished => {}
         Message::Problem { path, code, text } => {
             [path, code, text].iter().for_each(|b| put_bytes(out, b))
         }
@@ -454,7 +413,7 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Begin { id, from } => [id, from].iter().for_each(|n| put_number(out, **n)),
         Message::Data(bytes) => out.extend_from_slice(bytes),
         Message::Hole(len) => put_number(out, *len),
-        Message::Chunks { first, count } | Message::Skip { first, count } => {
+        Message::Blocks { first, count } | Message::Skip { first, count } => {
             [first, count].iter().for_each(|n| put_number(out, **n));
         }
         Message::Finish { hash, changed } => {
@@ -477,12 +436,16 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) {
             put_bytes(out, code);
             put_bytes(out, text);
         }
-        Message::Same { id } | Message::Redo { id } => put_number(out, *id),
+        Message::Redo { id } => put_number(out, *id),
+        Message::Same { id, hash } => {
+            put_number(out, *id);
+            write_hash(hash.as_ref(), out);
+        }
         Message::Want {
             id,
             prefix,
             same,
-            chunks,
+            blocks,
         } => {
             put_number(out, *id);
             out.push(u8::from(prefix.is_some()));
@@ -491,10 +454,9 @@ fn write(message: &Message<'_>, out: &mut Vec<u8>) {
                 out.extend_from_slice(hash);
             }
             write_hash(same.as_ref(), out);
-            out.push(chunks.unwrap_or(0));
+            Layout::write(blocks.as_ref(), out);
         }
-        Message::Basis(Chunks(packed)) => out.extend_from_slice(packed),
-        Message::BasisEnd(root) => write_hash(root.as_ref(), out),
+        Message::Basis(sums) => out.extend_from_slice(sums.packed()),
         Message::Removed { path } => put_bytes(out, path),
     }
 }

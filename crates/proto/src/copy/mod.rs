@@ -6,19 +6,26 @@
 //! so that nobody can name one twice. This module holds the bytes and what may be in them;
 //! it opens no file and knows no path of more than one part.
 
+mod blocks;
 mod fields;
 pub mod glob;
+mod matcher;
 mod message;
 pub mod name;
 mod options;
 
-pub use message::{Chunks, Entry, Message, Node, decode, encode, head};
+pub use blocks::{
+    BLOCK_LOG2_MAX, BLOCK_LOG2_MIN, BLOCKS_MAX, Layout, Place, SUM_BYTES, SUMS_PER_MESSAGE_MAX,
+    Sum, Sums,
+};
+pub use matcher::{Matcher, Step, TooMany, WINDOW_BYTES_MAX};
+pub use message::{Entry, Message, Node, decode, encode, head};
 pub use options::{Fsync, Options, Permit};
 
 /// What a greeting begins with.
 pub const MAGIC: &[u8; 12] = b"bowline copy";
 /// The version of this protocol; a worker of another one is refused.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// The fixed part of a message: a kind of one byte and a length of three.
 pub const HEAD_BYTES: usize = 4;
@@ -43,33 +50,12 @@ pub const PATTERNS_MAX: usize = 1024;
 /// The longest pattern.
 pub const PATTERN_BYTES_MAX: usize = 4096;
 
-/// Bytes of a chunk's hash that are sent. What is built from chunks is checked
-/// as a whole by a hash of 32 bytes, so these need to be good, not unforgeable.
-pub const CHUNK_HASH_BYTES: usize = 8;
-/// The smallest and largest average of chunks, as powers of two.
-pub const CHUNK_LOG2_MIN: u8 = 12;
-/// See [`CHUNK_LOG2_MIN`].
-pub const CHUNK_LOG2_MAX: u8 = 20;
-/// Chunks in one message.
-pub const CHUNKS_PER_MESSAGE_MAX: usize = 8 * 1024;
-/// Chunks of one file: 4 TiB of the largest.
-pub const CHUNKS_MAX: u64 = 4 * 1024 * 1024;
-
 const _: () = assert!(DATA_BYTES_MAX + 64 <= PAYLOAD_BYTES_MAX);
 const _: () = assert!(PAYLOAD_BYTES_MAX < 1 << 24);
-const _: () = assert!(CHUNKS_PER_MESSAGE_MAX * (CHUNK_HASH_BYTES + 10) <= PAYLOAD_BYTES_MAX);
+const _: () = assert!(SUMS_PER_MESSAGE_MAX * SUM_BYTES <= PAYLOAD_BYTES_MAX);
 
 /// A BLAKE3 hash.
 pub type Hash = [u8; 32];
-
-/// The average of chunks that suits a file, as a power of two: their hashes cost the more, and what is sent
-/// around a change the less, the smaller they are. The sum is least near the root of seven times the size.
-pub fn chunk_log2(bytes: u64) -> u8 {
-    let wanted = (bytes.checked_ilog2().unwrap_or(0) + 3) / 2;
-    u8::try_from(wanted)
-        .unwrap_or(CHUNK_LOG2_MAX)
-        .clamp(CHUNK_LOG2_MIN, CHUNK_LOG2_MAX)
-}
 
 /// Bytes that were received are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

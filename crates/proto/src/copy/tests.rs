@@ -1,7 +1,7 @@
 //! Every message through its bytes and back, names, wildcards.
 
+use super::blocks::{Anchor, Layout, Sum, Sums};
 use super::glob::{self, Excludes};
-use super::message::Chunks;
 use super::{CopyError, Entry, Fsync, Message, Node, Options, Permit, decode, encode, name};
 
 fn entry(name: &[u8], node: Node<'static>) -> Message<'static> {
@@ -18,15 +18,20 @@ fn entry(name: &[u8], node: Node<'static>) -> Message<'static> {
 
 fn every() -> Vec<Message<'static>> {
     let mut packed = Vec::new();
-    Chunks::push(&mut packed, 4096, &[1; 32]);
-    Chunks::push(&mut packed, u32::MAX, &[2; 32]);
+    let anchor = Some(Anchor {
+        hash: 0x0102_0304,
+        offset: 1984,
+    });
+    for (strong, anchor) in [(0x0807_0605_0403_0201, anchor), (u64::MAX, None)] {
+        Sums::push(&mut packed, &Sum { strong, anchor });
+    }
     let packed: &'static [u8] = Box::leak(packed.into_boxed_slice());
     let regular = |linked| Node::Regular {
         size: u64::MAX,
         linked,
     };
     vec![
-        Message::Hello(1),
+        Message::Hello(2),
         Message::Options(Options {
             archive: true,
             stream: true,
@@ -61,7 +66,7 @@ fn every() -> Vec<Message<'static>> {
         },
         Message::Data(b"x"),
         Message::Hole(u64::MAX),
-        Message::Chunks { first: 0, count: 9 },
+        Message::Blocks { first: 0, count: 9 },
         Message::Finish {
             hash: [7; 32],
             changed: true,
@@ -77,18 +82,21 @@ fn every() -> Vec<Message<'static>> {
             code: b"io",
             text: b"no",
         },
-        Message::Same { id: 1 },
+        Message::Same { id: 1, hash: None },
+        Message::Same {
+            id: 1,
+            hash: Some([9; 32]),
+        },
         Message::Redo { id: 2 },
         Message::Skip { first: 0, count: 1 },
         Message::Want {
             id: 0,
             prefix: Some((5, [1; 32])),
             same: Some([2; 32]),
-            chunks: Some(20),
+            blocks: Some(Layout::new(20, [1 << 31, 300])),
         },
-        Message::Basis(Chunks::of(packed)),
-        Message::BasisEnd(Some([3; 32])),
-        Message::BasisEnd(None),
+        Message::Basis(Sums::of(packed)),
+        Message::BasisEnd,
         Message::Done {
             id: 0,
             code: b"",
@@ -121,6 +129,20 @@ fn every_message_comes_back_from_its_bytes_however_they_are_cut() {
             assert_eq!(decode(&bytes), Err(CopyError::Malformed(kind)));
         }
     }
+}
+
+/// Bytes that do not repeat.
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = move || {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let words = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes());
+    words.take(len).collect()
 }
 
 /// Its variant, as PROTOCOL.md and the vectors call it.
@@ -211,6 +233,16 @@ fn lies_about_lengths_cost_nothing() {
     );
     let empty = [0x21, 0, 0, 0];
     assert_eq!(decode(&empty), Err(CopyError::Malformed(0x21)));
+    // Sums that are cut, and an anchor behind its block's beginning; blocks of no file, and of a size that there is not.
+    let sum = |len: u8, offset: [u8; 2]| [&[0x32, len, 0, 0][..], &[0; 12], &offset].concat();
+    assert!(decode(&sum(14, [0xc0, 7])).is_ok());
+    for bad in [sum(14, [0xc1, 7]), sum(13, [0; 2]), vec![0x32, 0, 0, 0]] {
+        assert_eq!(decode(&bad), Err(CopyError::Malformed(0x32)), "{bad:?}");
+    }
+    for blocks in [[10, 1, 0], [21, 1, 0], [12, 0, 1]] {
+        let want = [&[0x31, 6, 0, 0, 0, 0, 0][..], &blocks].concat();
+        assert_eq!(decode(&want), Err(CopyError::Malformed(0x31)), "{blocks:?}");
+    }
 }
 
 #[test]

@@ -70,6 +70,8 @@ struct Item {
     bytes: Option<u64>,
     hash: Option<Hash>,
     changed: bool,
+    /// Of the blocks that are there already, but that the last may be shorter.
+    block_bytes: u64,
     /// What the sender said of it.
     aborted: Option<(String, String)>,
 }
@@ -186,6 +188,20 @@ impl Ledger {
             Message::Begin { id, from } => state.content(*id, *from),
             Message::Data(bytes) => state.data(bytes.len() as u64),
             Message::Hole(len) => state.passed(*len),
+            Message::Want {
+                id,
+                blocks: Some(layout),
+                ..
+            } => {
+                if let Some(item) = state.items.get_mut(id) {
+                    item.block_bytes = layout.block() as u64;
+                }
+            }
+            Message::Blocks { count, .. } => {
+                let current = state.current.and_then(|(id, _)| state.items.get(&id));
+                let block = current.map_or(0, |item| item.block_bytes);
+                state.passed(count.saturating_mul(block));
+            }
             Message::Finish { hash, changed } => {
                 if let Some((id, _)) = state.current {
                     state.hashed(id, hash, *changed);
@@ -312,6 +328,7 @@ impl Item {
             bytes: None,
             hash: None,
             changed: false,
+            block_bytes: 0,
             aborted: None,
         }
     }

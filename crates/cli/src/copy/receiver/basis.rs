@@ -1,47 +1,88 @@
-//! What of a wanted file is here already: the beginning that an earlier attempt left, and chunks of the old
+//! What of a wanted file is here already: the beginning that an earlier attempt left, and blocks of the old
 //! file. It is offered to the sender, and used where the sender says so.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use bowline_proto::copy::{CHUNKS_MAX, CHUNKS_PER_MESSAGE_MAX, Chunks, Hash, Message, chunk_log2};
+use bowline_proto::copy::{Hash, Layout, Message, SUM_BYTES};
 use rustix::fs::{Mode, OFlags};
 
-use super::super::chunks;
+use super::super::bytes;
 use super::super::tree;
 use super::super::{Failure, LARGE_BYTES_MIN, WorkerError};
+use super::sums::Job;
 use super::temporary::Temporary;
 use super::{Have, Pending, Receiver};
 
 /// Files that are compared at a time, each with an open descriptor or more.
-const FILES_MAX: usize = 64;
-/// Chunks that were sent and not used yet, of all files; one file may have more.
-const CHUNKS_UNDER_WAY_MAX: usize = 128 * 1024;
+pub(super) const FILES_MAX: usize = 64;
+/// Blocks that were offered and not used yet, of all files; one file may have more.
+const BLOCKS_UNDER_WAY_MAX: u64 = 128 * 1024;
 
-/// Chunks of files that are here.
+/// Files that are here, and how they are cut into blocks.
 #[derive(Debug, Default)]
 pub(super) struct Basis {
-    files: Vec<OwnedFd>,
-    /// Which file, where, how long.
-    chunks: Vec<(u8, u64, u32)>,
+    files: Vec<Arc<OwnedFd>>,
+    sizes: [u64; 2],
+    /// Once they were offered.
+    layout: Option<Layout>,
+    /// Nobody needs their sums any more.
+    needless: Arc<AtomicBool>,
     /// Left by earlier attempts: removed when the file is finished.
     left: Vec<Temporary>,
 }
 
 impl Basis {
-    pub(super) fn len(&self) -> usize {
-        self.chunks.len()
+    fn push(&mut self, file: Arc<OwnedFd>, size: u64) {
+        if let Some(place) = self.sizes.get_mut(self.files.len()) {
+            *place = size;
+            self.files.push(file);
+        }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty()
+    /// Cuts the files into blocks, if that is worth their sums for a file of this size.
+    fn lay_out(&mut self, size: u64) {
+        let layout = Layout::of(self.sizes);
+        let cost = layout.count().saturating_mul(SUM_BYTES as u64);
+        self.layout = (!self.files.is_empty() && cost < size / 2).then_some(layout);
     }
 
-    /// The file that a chunk is in, its place there and its length.
-    pub(super) fn chunk(&self, index: u64) -> Option<(&OwnedFd, u64, u32)> {
-        let (file, offset, len) = self.chunks.get(usize::try_from(index).ok()?)?;
-        Some((self.files.get(usize::from(*file))?, *offset, *len))
+    /// Blocks that were offered.
+    fn len(&self) -> u64 {
+        self.layout.map_or(0, |layout| layout.count())
+    }
+
+    /// Where so many blocks lie, as far as they lie in one file: it, its offset there, their length.
+    pub(super) fn place(&self, first: u64, count: u64) -> Option<(&Arc<OwnedFd>, u64, u64)> {
+        let layout = self.layout?;
+        let count = count.min(layout.count().checked_sub(first)?);
+        let place = layout.place(first, count)?;
+        Some((self.files.get(place.file)?, place.offset, place.len))
+    }
+
+    /// How long a block is.
+    pub(super) fn block(&self) -> u64 {
+        self.layout.map_or(0, |layout| layout.block() as u64)
+    }
+
+    /// Whether it is the old file alone, and has this content.
+    ///
+    /// # Errors
+    /// As pread(2).
+    pub(super) fn is(&self, hash: &Hash) -> io::Result<bool> {
+        let ([file], [size, _]) = (self.files.as_slice(), self.sizes) else {
+            return Ok(false);
+        };
+        let mut hasher = blake3::Hasher::new();
+        let whole = bytes::hash_prefix(file.as_fd(), size, &mut hasher)?;
+        Ok(whole && self.left.is_empty() && hasher.finalize().as_bytes() == hash)
+    }
+
+    pub(super) fn left(&self) -> &[Temporary] {
+        &self.left
     }
 
     pub(super) fn take_left(&mut self) -> Vec<Temporary> {
@@ -53,8 +94,8 @@ impl Receiver {
     /// Asks for the files whose turn it is to be compared.
     pub(super) fn compare_next(&mut self) -> Result<(), WorkerError> {
         while let Some(id) = self.to_compare.front().copied() {
-            let (files, chunks) = self.comparing;
-            if files > 0 && (files >= FILES_MAX || chunks >= CHUNKS_UNDER_WAY_MAX) {
+            let (files, blocks) = self.comparing;
+            if files > 0 && (files >= FILES_MAX || blocks >= BLOCKS_UNDER_WAY_MAX) {
                 return Ok(());
             }
             self.to_compare.pop_front();
@@ -72,23 +113,23 @@ impl Receiver {
         let mut have = pending.have.take().unwrap_or_default();
         // What cannot be read cannot be used, and is replaced like anything else.
         let _ = self.gather(&pending, &mut have);
+        have.basis.lay_out(pending.size);
         let prefix = have
             .partial
             .as_ref()
             .map(|(_, len, hasher)| (*len, *hasher.finalize().as_bytes()));
-        let log2 = (!have.basis.is_empty()).then(|| chunk_log2(pending.size));
         self.output.send(&Message::Want {
             id,
             prefix,
             same: None,
-            chunks: log2,
+            blocks: have.basis.layout,
         })?;
-        if let Some(log2) = log2 {
-            // The sender cuts its own file meanwhile.
-            self.output.flush()?;
-            let root = self.cut(&mut have.basis, log2)?;
-            let root = root.filter(|_| prefix.is_none() && have.basis.files.len() == 1);
-            self.output.send(&Message::BasisEnd(root))?;
+        if let Some(layout) = have.basis.layout {
+            self.sums.begin(Job {
+                files: have.basis.files.clone(),
+                layout,
+                needless: Arc::clone(&have.basis.needless),
+            })?;
         }
         self.comparing.0 += 1;
         self.comparing.1 += have.basis.len();
@@ -103,7 +144,7 @@ impl Receiver {
             match found {
                 Some((partial, len)) if len > 0 && len <= pending.size => {
                     let mut hasher = blake3::Hasher::new();
-                    if chunks::hash_prefix(partial.fd.as_fd(), len, &mut hasher)? {
+                    if bytes::hash_prefix(partial.fd.as_fd(), len, &mut hasher)? {
                         have.partial = Some((partial, len, hasher));
                     }
                 }
@@ -117,59 +158,22 @@ impl Receiver {
         };
         let stat = rustix::fs::fstat(&old)?;
         let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        if regular && u64::try_from(stat.st_size).unwrap_or(0) >= LARGE_BYTES_MIN {
-            have.basis.files.push(old);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if regular && size >= LARGE_BYTES_MIN {
+            have.basis.push(Arc::new(old), size);
         }
         Ok(())
     }
 
-    /// Cuts the files of a basis and says their chunks; gives the hash over all of them.
-    fn cut(&mut self, basis: &mut Basis, log2: u8) -> Result<Option<Hash>, WorkerError> {
-        let (mut packed, mut count) = (Vec::new(), 0);
-        let mut root = blake3::Hasher::new();
-        let mut broken = None;
-        let Basis { files, chunks, .. } = basis;
-        let mut readable = true;
-        for (index, file) in files.iter().enumerate() {
-            let file_index = u8::try_from(index).unwrap_or(u8::MAX);
-            let read = chunks::cut(file.as_fd(), 0, log2, None, |chunk| {
-                if chunks.len() as u64 >= CHUNKS_MAX {
-                    return Err(io::ErrorKind::OutOfMemory.into());
-                }
-                chunks.push((file_index, chunk.offset, chunk.len));
-                root.update(&chunk.hash);
-                Chunks::push(&mut packed, chunk.len, &chunk.hash);
-                count += 1;
-                if count == CHUNKS_PER_MESSAGE_MAX {
-                    count = 0;
-                    let sent = self.output.send(&Message::Basis(Chunks::of(&packed)));
-                    packed.clear();
-                    if let Err(error) = sent {
-                        broken = Some(error);
-                        return Err(io::ErrorKind::BrokenPipe.into());
-                    }
-                }
-                Ok(())
-            });
-            readable &= read.is_ok();
-            if let Some(error) = broken.take() {
-                return Err(error);
-            }
-        }
-        if count > 0 {
-            self.output.send(&Message::Basis(Chunks::of(&packed)))?;
-        }
-        Ok(readable.then(|| *root.finalize().as_bytes()))
-    }
-
     /// A file that was compared needs its descriptors no more.
     pub(super) fn compared(&mut self, have: &Have) -> Result<(), WorkerError> {
+        have.basis.needless.store(true, Ordering::Relaxed);
         self.comparing.0 = self.comparing.0.saturating_sub(1);
         self.comparing.1 = self.comparing.1.saturating_sub(have.basis.len());
         self.compare_next()
     }
 
-    /// What was offered as the beginning of a file is not: its chunks may serve.
+    /// What was offered as the beginning of a file is not: its blocks may serve.
     pub(super) fn redo(&mut self, id: u64) -> Result<(), WorkerError> {
         let Some(mut pending) = self.pending.remove(&id) else {
             return Err(WorkerError::Rules("a file again that is not under way"));
@@ -179,19 +183,14 @@ impl Receiver {
             return self.done(id, Ok(()));
         }
         let Some(mut have) = pending.have.take() else {
-            return Err(WorkerError::Rules(
-                "a file again that nothing was offered of",
-            ));
+            return Err(NOTHING_OFFERED);
         };
-        let Some((partial, ..)) = have.partial.take() else {
-            return Err(WorkerError::Rules(
-                "a file again that nothing was offered of",
-            ));
+        let Some((partial, len, _)) = have.partial.take() else {
+            return Err(NOTHING_OFFERED);
         };
         self.compared(&have)?;
         let mut basis = Basis::default();
-        let same = rustix::io::fcntl_dupfd_cloexec(&partial.fd, 0);
-        basis.files.extend(same);
+        basis.push(Arc::clone(&partial.fd), len);
         basis.left.push(partial);
         pending.have = Some(Box::new(Have {
             partial: None,
@@ -214,3 +213,5 @@ impl Receiver {
         Ok(())
     }
 }
+
+const NOTHING_OFFERED: WorkerError = WorkerError::Rules("a file again that nothing was offered of");

@@ -7,13 +7,13 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use bowline_proto::copy::{Fsync, Hash};
 use rustix::io::Errno;
 
-use super::super::chunks::{read_at, zeros};
+use super::super::buffer::PAGE_BYTES;
+use super::super::bytes::{read_at, zeros};
 use super::super::{Failure, LARGE_BYTES_MIN, WorkerError};
+use super::basis::Basis;
 use super::temporary::Temporary;
+use super::writer::{BUFFER_BYTES, Writer, write_at};
 use super::{Pending, Receiver};
-
-/// Bytes of another file that are copied at once.
-const COPY_BYTES: usize = 256 * 1024;
 
 /// The file that is being written.
 pub(super) struct Writing {
@@ -26,6 +26,8 @@ pub(super) struct Writing {
     written: u64,
     /// It has failed; what still comes of it is dropped.
     failed: Option<Failure>,
+    /// A part of it goes to the writer, and so does what comes behind.
+    behind: bool,
 }
 
 enum Place {
@@ -36,9 +38,9 @@ enum Place {
 }
 
 impl Writing {
-    /// The line broke: the part that is there is good, and the next attempt finds it.
-    pub(super) fn interrupt(self) {
-        if let Place::Temporary(temporary) = self.place {
+    /// Nothing more comes of it for now: the part that is there is good, and the next attempt finds it.
+    fn interrupt(&self) {
+        if let (Place::Temporary(temporary), None) = (&self.place, &self.failed) {
             // A hole at the end belongs to it.
             let _ = rustix::fs::ftruncate(&temporary.fd, self.at);
         }
@@ -59,6 +61,35 @@ impl Writing {
         self.written = self.at;
         self.failed = written.err().map(Failure::from);
         Ok(())
+    }
+
+    /// Writes bytes of a file that is here: by the writer, while the next are read.
+    fn take_over(&mut self, from: BorrowedFd<'_>, mut offset: u64, len: u64, writer: &mut Writer) {
+        let Place::Temporary(temporary) = &self.place else {
+            return;
+        };
+        self.behind = true;
+        let end = offset + len;
+        while offset < end && self.failed.is_none() && !writer.has_failed() {
+            let mut buffer = writer.buffer();
+            // Writes end where pages and the hash's own blocks end.
+            let room = BUFFER_BYTES as u64 - self.at % BUFFER_BYTES as u64;
+            let room = usize::try_from(room.min(end - offset)).unwrap_or(BUFFER_BYTES);
+            let start = (offset % PAGE_BYTES as u64) as usize;
+            let bytes = buffer.get_mut(start..start + room).unwrap_or_default();
+            match read_at(from, bytes, offset) {
+                Ok(0) => {
+                    self.failed = Some(Failure::new("changed", "the old file was cut short"));
+                }
+                Ok(read) => {
+                    self.hasher.update(bytes.get(..read).unwrap_or_default());
+                    writer.write(&temporary.fd, self.at, buffer, start..start + read);
+                    (self.at, offset) = (self.at + read as u64, offset + read as u64);
+                    self.written = self.at;
+                }
+                Err(error) => self.failed = Some(error.into()),
+            }
+        }
     }
 
     /// Whether so many bytes more are still within what was announced.
@@ -94,7 +125,7 @@ impl Receiver {
         let folder = self.tree.fd(&pending.folder)?;
         let mode = self.mode(&pending.attributes);
         let origin = self.options.origin;
-        let temporary = Temporary::create(folder.as_fd(), &pending.name, origin, mode)?;
+        let temporary = Temporary::create(folder.as_fd(), &pending.name, origin, mode, &[])?;
         let put = write_at(temporary.fd.as_fd(), bytes, 0).map_err(Failure::from);
         let put = put.and_then(|()| self.name(&temporary, folder.as_fd(), pending));
         if put.is_err() {
@@ -145,6 +176,7 @@ impl Receiver {
             at: from,
             written: from,
             failed,
+            behind: false,
         });
         Ok(())
     }
@@ -167,7 +199,11 @@ impl Receiver {
                 }
                 let mode = self.mode(&pending.attributes);
                 let origin = self.options.origin;
-                let made = Temporary::create(folder.as_fd(), &pending.name, origin, mode)?;
+                let held = pending
+                    .have
+                    .as_ref()
+                    .map_or(&[][..], |have| have.basis.left());
+                let made = Temporary::create(folder.as_fd(), &pending.name, origin, mode, held)?;
                 Ok((Place::Temporary(made), blake3::Hasher::new()))
             }
         }
@@ -175,7 +211,11 @@ impl Receiver {
 
     pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), WorkerError> {
         let stream = self.root.stream.as_ref().map(OwnedFd::as_fd);
-        self.writing.as_mut().ok_or(NO_FILE)?.write(stream, bytes)
+        let writing = self.writing.as_mut().ok_or(NO_FILE)?;
+        if std::mem::take(&mut writing.behind) {
+            settle(&mut self.writer, writing);
+        }
+        writing.write(stream, bytes)
     }
 
     pub(super) fn hole(&mut self, len: u64) -> Result<(), WorkerError> {
@@ -199,42 +239,31 @@ impl Receiver {
         Ok(())
     }
 
-    /// Chunks that are here already.
-    pub(super) fn chunks(&mut self, first: u64, count: u64) -> Result<(), WorkerError> {
+    /// Blocks that are here already.
+    pub(super) fn blocks(&mut self, first: u64, count: u64) -> Result<(), WorkerError> {
         let writing = self.writing.as_mut().ok_or(NO_FILE)?;
-        let have = writing.pending.have.take().ok_or(NO_CHUNK)?;
-        let end = first.checked_add(count).ok_or(NO_CHUNK)?;
-        if end > have.basis.len() as u64 {
-            return Err(NO_CHUNK);
-        }
-        let mut buffer = vec![0; COPY_BYTES];
-        for index in first..end {
-            let (file, mut offset, len) = have.basis.chunk(index).ok_or(NO_CHUNK)?;
-            if !writing.fits(u64::from(len)) {
-                break;
-            }
-            let mut left = len as usize;
-            while left > 0 && writing.failed.is_none() {
-                let room = buffer.get_mut(..left.min(COPY_BYTES)).unwrap_or_default();
-                match read_at(file.as_fd(), room, offset) {
-                    Ok(0) => {
-                        writing.failed = Some(Failure::new("changed", "the old file was cut short"))
-                    }
-                    Ok(read) => {
-                        writing.write(None, room.get(..read).unwrap_or_default())?;
-                        (left, offset) = (left - read, offset + read as u64);
-                    }
-                    Err(error) => writing.failed = Some(error.into()),
-                }
-            }
-        }
+        let have = writing.pending.have.take().ok_or(NO_BLOCK)?;
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(Writer::new().map_err(WorkerError::Line)?),
+        };
+        let taken = take_blocks(writing, &have.basis, first, count, writer);
         writing.pending.have = Some(have);
-        Ok(())
+        taken
+    }
+
+    /// The line broke.
+    pub(super) fn interrupt(&mut self) {
+        if let Some(mut writing) = self.writing.take() {
+            settle(&mut self.writer, &mut writing);
+            writing.interrupt();
+        }
     }
 
     /// The end of a file's content, and the hash of what was read.
     pub(super) fn finish(&mut self, hash: &Hash) -> Result<(), WorkerError> {
-        let writing = self.writing.take().ok_or(NO_FILE)?;
+        let mut writing = self.writing.take().ok_or(NO_FILE)?;
+        settle(&mut self.writer, &mut writing);
         let id = writing.id;
         let good = writing.hasher.finalize().as_bytes() == hash;
         let result = match (&writing.failed, good) {
@@ -245,16 +274,12 @@ impl Receiver {
         if result.is_err() {
             self.throw_away(&writing);
         }
-        // Chunks may have been of a file that has changed meanwhile: then all of it, once.
-        let from_chunks = writing.pending.have.is_some() && !writing.pending.again;
-        let mut pending = writing.pending;
-        if result.is_err() && !good && from_chunks && writing.failed.is_none() {
-            self.forget_basis(&mut pending)?;
-            pending.again = true;
-            self.pending.insert(id, pending);
-            return self.want(id);
+        // Blocks may have been taken for others, or be of a file that has changed meanwhile: then all of it, once.
+        let from_blocks = writing.pending.have.is_some() && !writing.pending.again;
+        if result.is_err() && !good && from_blocks && writing.failed.is_none() {
+            return self.want_all(id, writing.pending);
         }
-        self.finished(id, pending, result)
+        self.finished(id, writing.pending, result)
     }
 
     fn put(&mut self, writing: &Writing) -> Result<(), Failure> {
@@ -276,25 +301,27 @@ impl Receiver {
         }
     }
 
-    fn forget_basis(&mut self, pending: &mut Pending) -> Result<(), WorkerError> {
-        let _ = self.tidy(pending);
-        match pending.have.take() {
-            Some(have) => self.compared(&have),
-            None => Ok(()),
+    /// Asks for all of a file: what was offered of it was no good.
+    fn want_all(&mut self, id: u64, mut pending: Pending) -> Result<(), WorkerError> {
+        let _ = self.tidy(&mut pending);
+        pending.again = true;
+        if let Some(have) = pending.have.take() {
+            self.compared(&have)?;
         }
+        self.pending.insert(id, pending);
+        self.want(id)
     }
 
     /// The sender cannot give a file, or not all of it.
     pub(super) fn abort(&mut self, id: u64) -> Result<(), WorkerError> {
         match self.writing.take() {
-            Some(writing) if writing.id == id => {
-                let large = writing.at >= LARGE_BYTES_MIN;
-                if large {
-                    // What was read is good; the file may be read again.
-                    let pending = self.interrupted(writing);
-                    return self.finished(id, pending, Err(not_read()));
+            Some(mut writing) if writing.id == id => {
+                settle(&mut self.writer, &mut writing);
+                // What was read of a large one is good; it may be read again.
+                match writing.at >= LARGE_BYTES_MIN {
+                    true => writing.interrupt(),
+                    false => self.throw_away(&writing),
                 }
-                self.throw_away(&writing);
                 self.finished(id, writing.pending, Err(not_read()))
             }
             Some(_) => Err(WorkerError::Rules("a file within a file")),
@@ -305,16 +332,15 @@ impl Receiver {
         }
     }
 
-    fn interrupted(&mut self, writing: Writing) -> Pending {
-        if let Place::Temporary(temporary) = &writing.place {
-            let _ = rustix::fs::ftruncate(&temporary.fd, writing.at);
-        }
-        writing.pending
-    }
-
-    /// The content that is here is the sender's.
-    pub(super) fn same(&mut self, id: u64) -> Result<(), WorkerError> {
+    /// The content that is here is the sender's. Blocks alone do not show that: the hash of all does.
+    pub(super) fn same(&mut self, id: u64, hash: Option<&Hash>) -> Result<(), WorkerError> {
         let mut pending = self.wanted(id)?;
+        if let (Some(hash), Some(have)) = (hash, &pending.have)
+            && !have.basis.is(hash).unwrap_or(false)
+            && !pending.again
+        {
+            return self.want_all(id, pending);
+        }
         let result = self.keep(&pending);
         let _ = self.tidy(&mut pending);
         if let Some(have) = pending.have.take() {
@@ -367,7 +393,7 @@ impl Receiver {
 
 const DRY_RUN: WorkerError = WorkerError::Rules("content in a dry run");
 const NO_FILE: WorkerError = WorkerError::Rules("content of no file");
-const NO_CHUNK: WorkerError = WorkerError::Rules("a chunk that there is not");
+const NO_BLOCK: WorkerError = WorkerError::Rules("a block that there is not");
 
 fn mismatch() -> Failure {
     Failure::new("hash_mismatch", "what was written is not what was read")
@@ -377,16 +403,30 @@ fn not_read() -> Failure {
     Failure::new("not_read", "it could not be read where it comes from")
 }
 
-fn write_at(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, at) {
-            Ok(len) => {
-                bytes = bytes.get(len..).unwrap_or_default();
-                at += len as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+/// Waits for what is still being written of a file.
+fn settle(writer: &mut Option<Writer>, writing: &mut Writing) {
+    if let Some(Err(error)) = writer.as_mut().map(Writer::settle) {
+        writing.failed.get_or_insert(error.into());
+    }
+}
+
+/// Puts blocks behind what is there of a file.
+fn take_blocks(
+    writing: &mut Writing,
+    basis: &Basis,
+    mut first: u64,
+    mut count: u64,
+    writer: &mut Writer,
+) -> Result<(), WorkerError> {
+    first.checked_add(count).ok_or(NO_BLOCK)?;
+    while count > 0 {
+        let (file, offset, len) = basis.place(first, count).ok_or(NO_BLOCK)?;
+        if !writing.fits(len) {
+            return Ok(());
         }
+        writing.take_over(file.as_fd(), offset, len, writer);
+        let taken = len.div_ceil(basis.block());
+        (first, count) = (first + taken, count - taken);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use bowline_proto::copy::{DEPTH_MAX, Entry, Fsync, Message, Node, Permit, WINDOW
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::super::chunks;
+use super::super::bytes;
 use super::super::tree::{self, Folder};
 use super::super::{Attributes, Failure, LARGE_BYTES_MIN, WorkerError};
 use super::{Pending, Receiver, attributes, size_of, temporary};
@@ -204,7 +204,8 @@ impl Receiver {
             return Ok(false);
         }
         let folder = self.tree.fd(&level.folder)?;
-        let probe = temporary::Temporary::create(folder.as_fd(), file, self.options.origin, 0)?;
+        let origin = self.options.origin;
+        let probe = temporary::Temporary::create(folder.as_fd(), file, origin, 0, &[])?;
         let upper = probe.name.to_ascii_uppercase();
         let found = rustix::fs::statat(&folder, upper.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
         probe.remove(folder.as_fd());
@@ -378,7 +379,7 @@ impl Receiver {
                     id,
                     prefix: None,
                     same: Some(hash),
-                    chunks: None,
+                    blocks: None,
                 })?;
             }
             Ok(Wish::Whole) => {
@@ -401,7 +402,7 @@ impl Receiver {
             id,
             prefix: None,
             same: None,
-            chunks: None,
+            blocks: None,
         })
     }
 
@@ -489,7 +490,7 @@ fn hash_of(
     )?;
     let mut hasher = blake3::Hasher::new();
     let size = u64::try_from(stat.st_size).unwrap_or(0);
-    chunks::hash_prefix(file.as_fd(), size, &mut hasher)?;
+    bytes::hash_prefix(file.as_fd(), size, &mut hasher)?;
     Ok(*hasher.finalize().as_bytes())
 }
 

@@ -1,6 +1,7 @@
 //! The side that gets the files: looks what it has, asks for the rest, and puts it in place.
 //!
-//! One thread: it takes in a message, acts, answers. Nothing that the sender says makes a name that is
+//! One thread takes in a message, acts, answers; of large files that are here already another says what blocks
+//! they have, and a third writes what is taken of them. Nothing that the sender says makes a name that is
 //! not one part of a path, follows a link, or is written where nobody asked for it.
 
 mod attributes;
@@ -10,7 +11,9 @@ mod entries;
 mod links;
 mod place;
 mod remove;
+mod sums;
 mod temporary;
+mod writer;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -24,8 +27,10 @@ use self::content::Writing;
 use self::entries::Level;
 use self::links::Links;
 use self::place::Root;
+use self::sums::Summing;
 use self::temporary::Temporary;
-use super::link::{Input, Output};
+use self::writer::Writer;
+use super::link::{Input, Output, SharedOutput};
 use super::tree::{Folder, Tree};
 use super::{Attributes, Failure, WorkerError, worker};
 
@@ -42,7 +47,7 @@ struct Pending {
     folder: Rc<Folder>,
     name: Vec<u8>,
     attributes: Attributes,
-    /// As announced; no hole and no chunk may go further.
+    /// As announced; no hole and no block may go further.
     size: u64,
     /// What of it is here already.
     have: Option<Box<Have>>,
@@ -55,14 +60,14 @@ struct Pending {
 struct Have {
     /// A beginning that an earlier attempt left, with its length and the hash up to there.
     partial: Option<(Temporary, u64, blake3::Hasher)>,
-    /// Chunks of other files.
+    /// Blocks of other files.
     basis: Basis,
 }
 
 /// A receiver at work.
 struct Receiver {
     options: Options,
-    output: Output,
+    output: SharedOutput,
     tree: Tree,
     root: Root,
     levels: Vec<Level>,
@@ -73,10 +78,13 @@ struct Receiver {
     /// What the names cost that are remembered, in all open folders.
     names_bytes: usize,
     pending: HashMap<u64, Pending>,
-    /// Files that are to be compared in chunks, one after the other.
+    /// Files that are to be compared block by block, one after the other.
     to_compare: VecDeque<u64>,
-    /// What is compared at the moment: files and chunks.
-    comparing: (usize, usize),
+    /// What is compared at the moment: files and blocks.
+    comparing: (usize, u64),
+    sums: Summing,
+    /// Since the first block that was taken.
+    writer: Option<Writer>,
     writing: Option<Writing>,
     links: Links,
     owners: Owners,
@@ -93,14 +101,16 @@ pub(crate) fn receive(
     destination: Destination,
     options: Options,
     mut input: Input,
-    mut output: Output,
+    output: Output,
 ) -> Result<(), WorkerError> {
     worker::own_umask().map_err(WorkerError::Line)?;
+    let output = SharedOutput::new(output);
     output.send(&Message::Hello(VERSION))?;
     output.flush()?;
     let root = Root::open(destination, &options)?;
     let mut receiver = Receiver {
         options,
+        sums: Summing::new(output.clone()),
         output,
         tree: Tree::default(),
         root,
@@ -111,6 +121,7 @@ pub(crate) fn receive(
         pending: HashMap::new(),
         to_compare: VecDeque::new(),
         comparing: (0, 0),
+        writer: None,
         writing: None,
         links: Links::default(),
         owners: Owners::default(),
@@ -120,11 +131,7 @@ pub(crate) fn receive(
     let received = receiver.run(&mut input);
     if received.is_err() {
         // What is good stays for the next attempt.
-        receiver
-            .writing
-            .take()
-            .into_iter()
-            .for_each(Writing::interrupt);
+        receiver.interrupt();
     }
     received
 }
@@ -150,6 +157,8 @@ impl Receiver {
         }
         self.leave_root()?;
         self.say_skipped()?;
+        // Of what nobody needed, the end is still to be said.
+        self.sums.end();
         self.output.send(&Message::Finished)?;
         self.output.flush()
     }
@@ -177,10 +186,10 @@ impl Receiver {
             }
             Message::Begin { id, from } => self.begin(*id, *from),
             Message::Hole(len) => self.hole(*len),
-            Message::Chunks { first, count } => self.chunks(*first, *count),
+            Message::Blocks { first, count } => self.blocks(*first, *count),
             Message::Finish { hash, .. } => self.finish(hash),
             Message::Abort { id, .. } => self.abort(*id),
-            Message::Same { id } => self.same(*id),
+            Message::Same { id, hash } => self.same(*id, hash.as_ref()),
             Message::Redo { id } => self.redo(*id),
             // For the client, which sees everything that passes.
             Message::Problem { .. } => Ok(()),
@@ -268,7 +277,7 @@ impl Attributes {
     }
 }
 
-/// A file's announced size; a stream has none, and neither holes nor chunks.
+/// A file's announced size; a stream has none, and neither holes nor blocks.
 fn size_of(node: &Node<'_>) -> u64 {
     match node {
         Node::Regular { size, .. } => *size,

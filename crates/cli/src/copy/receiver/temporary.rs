@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_proto::copy::name;
@@ -22,12 +23,13 @@ const PREDECESSOR: Duration = Duration::from_secs(5);
 /// A file under its temporary name, locked.
 #[derive(Debug)]
 pub(super) struct Temporary {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: Arc<OwnedFd>,
     pub(super) name: Vec<u8>,
 }
 
 impl Temporary {
-    /// Makes an empty one. Its mode is what the file's will be, but that we can come back to it.
+    /// Makes an empty one, beside those of the same file that are `held`. Its mode is what the file's will be, but
+    /// that we can come back to it.
     ///
     /// # Errors
     /// As open(2); EEXIST where all names are taken.
@@ -36,10 +38,15 @@ impl Temporary {
         file: &[u8],
         origin: u64,
         mode: u32,
+        held: &[Self],
     ) -> io::Result<Self> {
         let first = digits(file, origin);
         for slot in 0..SLOTS {
             let name = name::temporary(file, first.wrapping_add(slot));
+            // Its lock would be waited for, and is ours.
+            if held.iter().any(|held| held.name == name) {
+                continue;
+            }
             if let Some(made) = Self::make(folder, name, mode)? {
                 return Ok(made);
             }
@@ -66,6 +73,7 @@ impl Temporary {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
             Err(error) => return Err(error),
         };
+        let fd = Arc::new(fd);
         Ok(lock(&fd)?.then_some(Self { fd, name }))
     }
 
@@ -118,6 +126,7 @@ impl Temporary {
         let named = rustix::fs::statat(folder, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
         let same =
             named.is_ok_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino));
+        let fd = Arc::new(fd);
         Ok((ours && same).then_some(Self { fd, name }))
     }
 

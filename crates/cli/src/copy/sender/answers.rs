@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use bowline_proto::copy::{CHUNK_HASH_BYTES, CHUNKS_MAX, Hash, Message, VERSION};
+use bowline_proto::copy::{BLOCKS_MAX, Hash, Layout, Matcher, Message, SUM_BYTES, Sums, VERSION};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 
@@ -17,13 +17,13 @@ const ANSWERS_AT_ONCE: usize = 256;
 /// Answers that wait: more than a receiver of this version can have under way.
 const ANSWERS_MAX: usize = 1 << 20;
 
+const TOO_MANY: WorkerError = WorkerError::Rules("more answers than there can be");
+
 /// One answer, without borrowed bytes.
 #[derive(Debug)]
 pub(super) enum Answer {
     Skip { first: u64, count: u64 },
     Want(Want),
-    Chunks(Vec<(u32, [u8; CHUNK_HASH_BYTES])>),
-    ChunksEnd(Option<Hash>),
     Done { id: u64 },
     Finished,
 }
@@ -34,12 +34,13 @@ pub(super) struct Want {
     pub(super) id: u64,
     pub(super) prefix: Option<(u64, Hash)>,
     pub(super) same: Option<Hash>,
-    pub(super) chunks: Option<u8>,
+    pub(super) blocks: Option<Layout>,
 }
 
 /// A queue between the thread that takes in answers and the one that acts on them.
 ///
-/// It is bounded by what may be answered: entries that are under way, and twice the chunks of a file.
+/// Sums of blocks have a queue of their own: they come while other answers do, file by file in the order in which the files
+/// are wanted. Both are bounded by what may be answered: entries that are under way, and twice the blocks of a file.
 #[derive(Debug)]
 pub(super) struct Answers {
     state: Mutex<State>,
@@ -51,7 +52,12 @@ pub(super) struct Answers {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Answer>,
-    chunks: u64,
+    /// Packed; `None` is the end of those of a file.
+    sums: VecDeque<Option<Vec<u8>>>,
+    /// How many they are.
+    blocks: u64,
+    /// Files whose sums have not all come.
+    summed: usize,
     ended: Option<WorkerError>,
 }
 
@@ -107,6 +113,17 @@ impl Answers {
                 return Ok(());
             };
             let answer = match message {
+                Message::Basis(sums) => {
+                    // They follow their `Want`.
+                    self.pass_on(&mut taken)?;
+                    self.sums(Some(sums.packed().to_vec()), sums.len() as u64)?;
+                    continue;
+                }
+                Message::BasisEnd => {
+                    self.pass_on(&mut taken)?;
+                    self.sums(None, 0)?;
+                    continue;
+                }
                 Message::Hello(VERSION) if !greeted => {
                     greeted = true;
                     continue;
@@ -119,15 +136,13 @@ impl Answers {
                     id,
                     prefix,
                     same,
-                    chunks,
+                    blocks,
                 } => Answer::Want(Want {
                     id,
                     prefix,
                     same,
-                    chunks,
+                    blocks,
                 }),
-                Message::Basis(chunks) => Answer::Chunks(chunks.iter().collect()),
-                Message::BasisEnd(root) => Answer::ChunksEnd(root),
                 Message::Finished => Answer::Finished,
                 // For the client, which sees everything that passes.
                 Message::Removed { .. } | Message::Problem { .. } => continue,
@@ -143,14 +158,29 @@ impl Answers {
         }
         let mut state = self.lock();
         for answer in taken.drain(..) {
-            if let Answer::Chunks(chunks) = &answer {
-                state.chunks += chunks.len() as u64;
-            }
+            let summed = matches!(&answer, Answer::Want(want) if want.blocks.is_some());
+            state.summed += usize::from(summed);
             state.queue.push_back(answer);
         }
-        if state.chunks > 2 * CHUNKS_MAX || state.queue.len() > ANSWERS_MAX {
-            return Err(WorkerError::Rules("more answers than there can be"));
+        if state.queue.len() > ANSWERS_MAX {
+            return Err(TOO_MANY);
         }
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn sums(&self, sums: Option<Vec<u8>>, count: u64) -> Result<(), WorkerError> {
+        let mut state = self.lock();
+        if state.summed == 0 {
+            return Err(WorkerError::Rules("blocks that nobody asked for"));
+        }
+        state.summed -= usize::from(sums.is_none());
+        state.blocks += count;
+        if state.blocks > 2 * BLOCKS_MAX || state.sums.len() > ANSWERS_MAX {
+            return Err(TOO_MANY);
+        }
+        state.sums.push_back(sums);
         drop(state);
         self.changed.notify_one();
         Ok(())
@@ -161,13 +191,18 @@ impl Answers {
     /// # Errors
     /// What ended the stream, once everything before it was taken.
     pub(super) fn next(&self, wait: bool) -> Result<Option<Answer>, WorkerError> {
+        self.take(wait, |state| state.queue.pop_front())
+    }
+
+    fn take<T>(
+        &self,
+        wait: bool,
+        mut from: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<Option<T>, WorkerError> {
         let mut state = self.lock();
         loop {
-            if let Some(answer) = state.queue.pop_front() {
-                if let Answer::Chunks(chunks) = &answer {
-                    state.chunks -= chunks.len() as u64;
-                }
-                return Ok(Some(answer));
+            if let Some(taken) = from(&mut state) {
+                return Ok(Some(taken));
             }
             if let Some(error) = state.ended.take() {
                 return Err(error);
@@ -187,5 +222,70 @@ impl Answers {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sums of the blocks of one file, as they come.
+pub(super) struct FileSums<'a> {
+    answers: &'a Answers,
+    ended: bool,
+}
+
+impl<'a> FileSums<'a> {
+    /// Of the file that is wanted; there are none where it was not to be compared by blocks.
+    pub(super) fn of(want: &Want, answers: &'a Answers) -> Self {
+        Self {
+            answers,
+            ended: want.blocks.is_none(),
+        }
+    }
+
+    /// Gives the next to the matcher; waits for them if `wait`. False where there are none to give.
+    ///
+    /// # Errors
+    /// As [`Answers::next`], and where there are more than there can be.
+    pub(super) fn pass_to(
+        &mut self,
+        matcher: &mut Matcher,
+        wait: bool,
+    ) -> Result<bool, WorkerError> {
+        match self.next(wait)? {
+            Some(sums) => {
+                let taken = matcher.extend(&Sums::of(&sums));
+                taken.map_err(|_| TOO_MANY)?;
+                Ok(true)
+            }
+            None => {
+                if self.ended {
+                    matcher.complete();
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits for those that still come, which nobody needs.
+    ///
+    /// # Errors
+    /// As [`Answers::next`].
+    pub(super) fn drain(&mut self) -> Result<(), WorkerError> {
+        while !self.ended {
+            self.next(true)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, wait: bool) -> Result<Option<Vec<u8>>, WorkerError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = self.answers.take(wait, |state| {
+            let sums = state.sums.pop_front()?;
+            let count = sums.as_ref().map_or(0, |sums| sums.len() / SUM_BYTES);
+            state.blocks -= count as u64;
+            Some(sums)
+        })?;
+        self.ended = matches!(next, Some(None));
+        Ok(next.flatten())
     }
 }

@@ -4,6 +4,7 @@
 //! for the other with both lines full.
 
 mod answers;
+mod changes;
 mod content;
 mod place;
 mod scan;
@@ -131,10 +132,6 @@ impl Sender {
                 let (folder, name) = (offered.folder.clone(), offered.name.clone());
                 let (stamp, stream) = (offered.stamp, offered.stream);
                 content::send(self, &want, &folder, &name, stamp, stream, answers)?;
-            }
-            // They follow their `Want`, and are taken with it.
-            Answer::Chunks(_) | Answer::ChunksEnd(_) => {
-                return Err(WorkerError::Rules("chunks that nobody asked for"));
             }
             Answer::Finished => {}
         }

@@ -13,7 +13,7 @@ use super::{Bench, noise};
 use crate::server::{children_of, signal_process};
 
 /// What nobody wants to see when a copy has ended.
-fn litter(folder: &Path) -> Vec<String> {
+pub(super) fn litter(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -126,7 +126,7 @@ fn what_was_good_is_not_sent_again() {
         // Its worker may still write what it has got: more is good, not less.
         let partial = fs::metadata(&litter(bench.dir.path())[0]).unwrap().len();
         assert!(partial > 100_000, "{partial}");
-        // Where the beginning is another one now, the chunks behind it serve.
+        // Where the beginning is another one now, the blocks behind it serve.
         content[10] ^= u8::from(change);
         bench.write("src", &content);
         let (status, _, summary) = bench.json(&[&bench.here("src"), &to]);

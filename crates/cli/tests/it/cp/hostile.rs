@@ -9,9 +9,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use bowline_proto::copy::{Chunks, Entry, Message, Node, Options, Permit, VERSION, decode, encode};
+use bowline_proto::copy::{
+    Entry, Layout, Message, Node, Options, Permit, Sum, Sums, VERSION, decode, encode,
+};
 
-use super::{Bench, names};
+use super::{Bench, names, noise};
 use crate::server::bowline;
 
 /// A destination, and beside it what nobody may touch.
@@ -357,13 +359,13 @@ fn who_breaks_the_rules_breaks_only_the_own_copy() {
     let field = Field::new();
     let file = entry(b"file", FILE);
     let from = |from| Message::Begin { id: 0, from };
-    let chunks = |first, count| Message::Chunks { first, count };
+    let blocks = |first, count| Message::Blocks { first, count };
     let cases: &[&[Message<'_>]] = &[
         &[evil(0)],
         &[from(0)],
         &[Message::Data(b"x")],
-        &[chunks(0, 1)],
-        &[Message::Same { id: 0 }],
+        &[blocks(0, 1)],
+        &[Message::Same { id: 0, hash: None }],
         &[Message::Redo { id: 7 }],
         &[Message::Source(1)],
         &[Message::Source(0), Message::Source(0)],
@@ -372,13 +374,13 @@ fn who_breaks_the_rules_breaks_only_the_own_copy() {
             Message::Source(0),
             file.clone(),
             from(0),
-            chunks(0, u64::MAX),
+            blocks(0, u64::MAX),
         ],
         &[
             Message::Source(0),
             file.clone(),
             from(0),
-            chunks(u64::MAX, u64::MAX),
+            blocks(u64::MAX, u64::MAX),
         ],
         &[Message::Source(0), file.clone(), from(0), evil(0)],
         &[Message::Source(0), file.clone(), from(0), from(0)],
@@ -434,6 +436,124 @@ fn who_breaks_the_rules_breaks_only_the_own_copy() {
         assert!(!well && answers.is_empty(), "{bytes:?}");
     }
     field.check("bytes");
+}
+
+/// A file that is there, large enough for its blocks to be offered.
+const OLD: Node<'static> = Node::Regular {
+    size: 300_000,
+    linked: false,
+};
+
+fn finish(content: &[u8]) -> Message<'static> {
+    Message::Finish {
+        hash: *blake3::hash(content).as_bytes(),
+        changed: false,
+    }
+}
+
+/// How many blocks are offered of it, and how long they are.
+fn blocks_of(old: &[u8]) -> (u64, usize) {
+    let layout = Layout::of([old.len() as u64, 0]);
+    (layout.count(), layout.block())
+}
+
+#[test]
+fn blocks_are_only_those_that_were_offered() {
+    let old = noise(20, 300_000);
+    let (count, block) = blocks_of(&old);
+    let begin = Message::Begin { id: 0, from: 0 };
+    let blocks = |first, count| Message::Blocks { first, count };
+    for (first, count) in [
+        (count, 1),
+        (0, count + 1),
+        (count - 1, 2),
+        (1, u64::MAX),
+        (u64::MAX, 1),
+        (u64::MAX - 1, 1),
+    ] {
+        let field = Field::new();
+        fs::write(field.to().join("old"), &old).unwrap();
+        let messages = [
+            Message::Source(0),
+            entry(b"old", OLD),
+            begin.clone(),
+            blocks(first, count),
+        ];
+        let (well, _, said) = field.receive(&contents(), &messages);
+        assert!(!well && said.contains("rules"), "{first} {count}: {said}");
+        assert_eq!(fs::read(field.to().join("old")).unwrap(), old);
+        field.check("blocks");
+    }
+    // Again and again the same one, but no more than was announced.
+    let field = Field::new();
+    fs::write(field.to().join("old"), &old).unwrap();
+    let twice = [&old[..block], &old[..block]].concat();
+    let mut messages = vec![Message::Source(0), entry(b"old", OLD), begin.clone()];
+    messages.extend((0..2 * count).map(|_| blocks(0, 1)));
+    messages.extend([finish(b""), entry(b"new", OLD), END, Message::ScanEnd]);
+    messages.extend([
+        Message::Begin { id: 1, from: 0 },
+        Message::Data(&twice),
+        finish(&twice),
+    ]);
+    let (well, answers, said) = field.receive(&contents(), &messages);
+    assert!(well, "{said}");
+    assert_eq!(
+        answers,
+        [(0, "changed".to_owned()), (1, String::new())],
+        "{said}"
+    );
+    assert_eq!(fs::read(field.to().join("old")).unwrap(), old);
+    assert_eq!(names(&field.to()), ["new", "old"]);
+}
+
+/// Blocks that are taken for others, whoever lied about them, do not become a file: all of it is asked for.
+#[test]
+fn what_blocks_come_to_must_be_what_was_read() {
+    let old = noise(21, 300_000);
+    let (count, block) = blocks_of(&old);
+    let mut new = old.clone();
+    new[..block].copy_from_slice(&old[block..2 * block]);
+    let begin = Message::Begin { id: 0, from: 0 };
+    let lies = [
+        vec![
+            begin.clone(),
+            Message::Blocks { first: 0, count },
+            finish(&new),
+        ],
+        vec![Message::Same {
+            id: 0,
+            hash: Some(*blake3::hash(&new).as_bytes()),
+        }],
+    ];
+    for lie in lies {
+        let field = Field::new();
+        fs::write(field.to().join("old"), &old).unwrap();
+        let truth = [begin.clone(), Message::Data(&new), finish(&new)];
+        let first = [Message::Source(0), entry(b"old", OLD)];
+        let last = [END, Message::ScanEnd];
+        let messages = [&first[..], &lie, &truth, &last].concat();
+        let mut split = Vec::new();
+        for message in messages {
+            // No more in one message than may be.
+            match message {
+                Message::Data(bytes) => split.extend(bytes.chunks(100_000).map(Message::Data)),
+                message => split.push(message),
+            }
+        }
+        let (well, answers, said) = field.receive(&contents(), &split);
+        assert!(well, "{said}");
+        assert_eq!(answers, [(0, String::new())], "{lie:?}");
+        assert!(fs::read(field.to().join("old")).unwrap() == new);
+        // Once only: then the file has failed.
+        let messages = [&first[..], &lie, &[begin.clone(), finish(&new)], &last].concat();
+        fs::write(field.to().join("old"), &old).unwrap();
+        let (well, answers, said) = field.receive(&contents(), &messages);
+        assert!(well, "{said}");
+        assert_eq!(answers, [(0, "hash_mismatch".to_owned())], "{lie:?}");
+        assert!(fs::read(field.to().join("old")).unwrap() == old);
+        assert_eq!(names(&field.to()), ["old"]);
+    }
 }
 
 #[test]
@@ -504,20 +624,39 @@ fn a_client_that_fetches_is_as_careful() {
 
 #[test]
 fn a_client_that_sends_gives_only_what_it_offered() {
-    let want = |id, chunks| Message::Want {
+    let want = |id, size: Option<u64>| Message::Want {
         id,
         prefix: None,
         same: None,
-        chunks,
+        blocks: size.map(|size| Layout::new(11, [size, 0])),
     };
     let mut packed = Vec::new();
-    Chunks::push(&mut packed, 1, &[0; 32]);
-    let basis = Message::Basis(Chunks::of(&packed));
+    Sums::push(&mut packed, &Sum::of(b"x"));
+    let basis = Message::Basis(Sums::of(&packed));
     let hello = Message::Hello(VERSION);
     let cases: &[&[Message<'_>]] = &[
         &[hello.clone(), want(7, None)],
         &[hello.clone(), basis.clone()],
-        &[hello.clone(), Message::BasisEnd(None)],
+        &[hello.clone(), Message::BasisEnd],
+        // More sums than blocks, after their end, and without an end.
+        &[
+            hello.clone(),
+            want(0, Some(9)),
+            basis.clone(),
+            basis.clone(),
+        ],
+        &[
+            hello.clone(),
+            want(0, Some(9)),
+            Message::BasisEnd,
+            basis.clone(),
+        ],
+        &[
+            hello.clone(),
+            want(0, Some(9)),
+            basis.clone(),
+            Message::Hello(VERSION),
+        ],
         &[
             hello.clone(),
             Message::Skip {

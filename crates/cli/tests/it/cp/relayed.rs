@@ -100,12 +100,12 @@ fn a_lying_receiver_gets_only_what_was_offered() {
         id,
         prefix: None,
         same: None,
-        chunks: None,
+        blocks: None,
     };
     let hello = Message::Hello(VERSION);
     for case in [
         &[hello.clone(), want(7)][..],
-        &[hello.clone(), Message::BasisEnd(None)],
+        &[hello.clone(), Message::BasisEnd],
         &[hello.clone(), Message::ScanEnd],
         &[hello.clone(), Message::Source(0), entry(b"x", FILE)],
         &[hello.clone(), hello.clone()],
