@@ -42,7 +42,8 @@ class Path:
         self.selector = select.epoll()
         self.work, self.other = {}, {}
         self.asked, self.stopper, self.over = None, None, False
-        self.listener = self.listen(0)
+        self.listener = self.bind(0)
+        self.listen()
         self.port = self.listener.getsockname()[1]
         self.wake, self.waker = socket.socketpair()
         self.thread = threading.Thread(target=self.loop)
@@ -114,13 +115,15 @@ class Path:
         if self.work.pop(source.fileno(), None):
             self.selector.unregister(source)
 
-    def listen(self, port):
+    def bind(self, port):
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        listener.listen(128)
-        self.watch(listener, self.accept)
         return listener
+
+    def listen(self):
+        self.listener.listen(128)
+        self.watch(self.listener, self.accept)
 
     def accept(self, listener):
         client, _ = listener.accept()
@@ -165,6 +168,8 @@ class Path:
 
     def stop_listening(self):
         self.close(self.listener)
+        # The port stays ours: whoever comes must not meet somebody else there.
+        self.listener = self.bind(self.port)
         self.close_all(True)
 
     def fill_queue(self):
@@ -176,13 +181,9 @@ class Path:
 
     def listen_again(self):
         if self.stopper:
-            self.listener.listen(128)
-            self.listener.accept()[0].close()
             self.stopper.close()
             self.stopper = None
-            self.watch(self.listener, self.accept)
-        else:
-            self.listener = self.listen(self.port)
+        self.listen()
         self.moment = time.monotonic()
 
     def end(self):
