@@ -25,6 +25,14 @@ impl Buffer {
         bytes.truncate(skip + len);
         Self { bytes, skip }
     }
+
+    /// So many zeros, that many bytes before the second page.
+    pub(crate) fn before_page(len: usize, before: usize) -> Self {
+        let ahead = PAGE_BYTES.saturating_sub(before);
+        let mut buffer = Self::new(ahead + len);
+        buffer.skip += ahead;
+        buffer
+    }
 }
 
 impl Deref for Buffer {
@@ -54,6 +62,11 @@ mod tests {
             buffer.iter_mut().for_each(|byte| *byte = 7);
             let moved = buffer;
             assert!(moved.iter().all(|byte| *byte == 7));
+            let before = Buffer::before_page(len + 4, 4);
+            assert_eq!(
+                (before.len(), before[4..].as_ptr().align_offset(PAGE_BYTES)),
+                (len + 4, 0)
+            );
         }
     }
 }

@@ -13,16 +13,22 @@ use bowline_proto::copy::{
 };
 
 use super::WorkerError;
+use super::buffer::{Buffer, PAGE_BYTES};
 
 /// Bytes of messages that are written at once.
 const OUTPUT_BYTES: usize = DATA_BYTES_MAX + 4096;
 /// Room for the longest message and what comes behind it.
-const INPUT_BYTES: usize = HEAD_BYTES + PAYLOAD_BYTES_MAX + DATA_BYTES_MAX;
+const INPUT_BYTES: usize = HEAD_BYTES + PAYLOAD_BYTES_MAX + DATA_BYTES_MAX + PAGE_BYTES;
 /// Buffers on their way through a [`pipe`].
 const BUFFERS_UNDER_WAY: usize = 4;
 
 /// Sees every message that passes a worker of this process.
 pub(crate) type Tap = Arc<dyn Fn(&Message<'_>) + Send + Sync>;
+
+/// An empty buffer of an [`Output`].
+pub(crate) fn output_buffer() -> Buffer {
+    Buffer::before_page(OUTPUT_BYTES, HEAD_BYTES)
+}
 
 /// Where full buffers go.
 pub(crate) trait Sink: Send {
@@ -30,11 +36,11 @@ pub(crate) trait Sink: Send {
     ///
     /// # Errors
     /// Where nobody takes them any more.
-    fn put(&mut self, buffer: &mut Vec<u8>, len: usize) -> io::Result<()>;
+    fn put(&mut self, buffer: &mut Buffer, len: usize) -> io::Result<()>;
 }
 
 impl Sink for OwnedFd {
-    fn put(&mut self, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
+    fn put(&mut self, buffer: &mut Buffer, len: usize) -> io::Result<()> {
         let mut rest = buffer.get(..len).unwrap_or_default();
         while !rest.is_empty() {
             match rustix::io::write(&*self, rest) {
@@ -50,7 +56,8 @@ impl Sink for OwnedFd {
 /// Sends messages.
 pub(crate) struct Output {
     sink: Box<dyn Sink>,
-    buffer: Vec<u8>,
+    /// The first data in it begins at a page.
+    buffer: Buffer,
     filled: usize,
     scratch: Vec<u8>,
     tap: Option<Tap>,
@@ -60,7 +67,7 @@ impl Output {
     pub(crate) fn new(sink: Box<dyn Sink>, tap: Option<Tap>) -> Self {
         Self {
             sink,
-            buffer: vec![0; OUTPUT_BYTES],
+            buffer: output_buffer(),
             filled: 0,
             scratch: Vec::new(),
             tap,
@@ -184,7 +191,8 @@ impl SharedOutput {
 /// Receives messages.
 pub(crate) struct Input {
     source: Box<dyn Read + Send>,
-    buffer: Vec<u8>,
+    /// Its offsets in pages are those of the stream, and of the memory that it comes from.
+    buffer: Buffer,
     start: usize,
     end: usize,
     tap: Option<Tap>,
@@ -194,7 +202,7 @@ impl Input {
     pub(crate) fn new(source: Box<dyn Read + Send>, tap: Option<Tap>) -> Self {
         Self {
             source,
-            buffer: vec![0; INPUT_BYTES],
+            buffer: Buffer::new(INPUT_BYTES),
             start: 0,
             end: 0,
             tap,
@@ -235,12 +243,13 @@ impl Input {
     }
 
     fn fill(&mut self) -> Result<bool, WorkerError> {
-        if self.start > 0
+        if self.start >= PAGE_BYTES
             && (self.start == self.end || self.buffer.len() - self.end < DATA_BYTES_MAX)
         {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
+            let front = self.start % PAGE_BYTES;
+            self.buffer.copy_within(self.start..self.end, front);
+            self.end -= self.start - front;
+            self.start = front;
         }
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let len = loop {
@@ -272,14 +281,14 @@ pub(crate) fn pipe() -> (PipeSink, PipeSource) {
 
 /// The end of a [`pipe`] that is written to.
 pub(crate) struct PipeSink {
-    full: SyncSender<(Vec<u8>, usize)>,
-    empty: Receiver<Vec<u8>>,
+    full: SyncSender<(Buffer, usize)>,
+    empty: Receiver<Buffer>,
 }
 
 impl Sink for PipeSink {
-    fn put(&mut self, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
+    fn put(&mut self, buffer: &mut Buffer, len: usize) -> io::Result<()> {
         let empty = self.empty.try_recv();
-        let empty = empty.unwrap_or_else(|_| vec![0; buffer.len()]);
+        let empty = empty.unwrap_or_else(|_| output_buffer());
         let full = std::mem::replace(buffer, empty);
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         self.full.send((full, len)).map_err(gone)
@@ -288,10 +297,10 @@ impl Sink for PipeSink {
 
 /// The end of a [`pipe`] that is read from.
 pub(crate) struct PipeSource {
-    filled: Receiver<(Vec<u8>, usize)>,
-    give_back: SyncSender<Vec<u8>>,
+    filled: Receiver<(Buffer, usize)>,
+    give_back: SyncSender<Buffer>,
     /// The buffer that is read from, up to where, and how much it holds.
-    now: Option<(Vec<u8>, usize, usize)>,
+    now: Option<(Buffer, usize, usize)>,
 }
 
 impl Read for PipeSource {

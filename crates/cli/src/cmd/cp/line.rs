@@ -5,13 +5,14 @@ use std::io::{self, Read};
 use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc;
 
-use crate::copy::link::Sink;
+use crate::copy::buffer::Buffer;
+use crate::copy::link::{Sink, output_buffer};
 
 /// Buffers on their way, in each direction.
 const BUFFERS_UNDER_WAY: usize = 4;
 
 /// A full buffer and how much of it counts.
-pub(super) type Full = (Vec<u8>, usize);
+pub(super) type Full = (Buffer, usize);
 
 /// The worker's ends, and the task's.
 pub(super) fn line() -> ((Outgoing, Incoming), Ends) {
@@ -34,7 +35,7 @@ pub(super) fn line() -> ((Outgoing, Incoming), Ends) {
 /// What the task holds.
 pub(super) struct Ends {
     pub(super) from_worker: mpsc::Receiver<Full>,
-    pub(super) give_back: mpsc::Sender<Vec<u8>>,
+    pub(super) give_back: mpsc::Sender<Buffer>,
     /// Dropped when nothing more comes.
     pub(super) to_worker: Option<mpsc::Sender<Bytes>>,
 }
@@ -42,13 +43,13 @@ pub(super) struct Ends {
 /// Where the worker's messages go.
 pub(super) struct Outgoing {
     full: mpsc::Sender<Full>,
-    empty: mpsc::Receiver<Vec<u8>>,
+    empty: mpsc::Receiver<Buffer>,
 }
 
 impl Sink for Outgoing {
-    fn put(&mut self, buffer: &mut Vec<u8>, len: usize) -> io::Result<()> {
+    fn put(&mut self, buffer: &mut Buffer, len: usize) -> io::Result<()> {
         let empty = self.empty.try_recv();
-        let empty = empty.unwrap_or_else(|_| vec![0; buffer.len()]);
+        let empty = empty.unwrap_or_else(|_| output_buffer());
         let full = std::mem::replace(buffer, empty);
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         self.full.blocking_send((full, len)).map_err(gone)

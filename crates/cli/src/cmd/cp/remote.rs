@@ -11,6 +11,7 @@ use bowline_proto::message::Exit;
 use bytes::{Buf as _, Bytes};
 
 use crate::cmd::dial::Dialer;
+use crate::copy::buffer::Buffer;
 use crate::exit;
 
 /// What a worker says on stderr is kept up to here.
@@ -19,7 +20,7 @@ const STDERR_BYTES_MAX: usize = 8 * 1024;
 /// Bytes on their way to a worker.
 pub(super) enum Piece {
     /// From a worker of this process: the buffer goes back to it.
-    Buffer(Vec<u8>, usize, usize),
+    Buffer(Buffer, usize, usize),
     /// From another machine, or nobody.
     Bytes(Bytes),
 }
@@ -162,7 +163,7 @@ impl Remote {
     }
 
     /// Sends it a piece; gives back the buffer of the one before.
-    pub(super) fn put(&mut self, piece: Piece) -> Option<Vec<u8>> {
+    pub(super) fn put(&mut self, piece: Piece) -> Option<Buffer> {
         match std::mem::replace(&mut self.outbox, piece) {
             Piece::Buffer(buffer, ..) => Some(buffer),
             Piece::Bytes(_) => None,
