@@ -41,7 +41,7 @@ const BROKEN_MAX: u32 = 5;
 /// The pause after the first time; it doubles with each.
 const BROKEN_PAUSE: Duration = Duration::from_millis(20);
 
-/// The flags of every command that connects.
+// The flags of every command that connects. No doc comment: clap would have a command say that of itself.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ConnectFlags {
     /// Prove yourself with this key file alone (may be given again)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The flags of `bowline serve`.
+// No doc comment: clap would have the command say that of itself.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ServeFlags {
     /// Listen on HOST:PORT or unix:PATH (may be given again)

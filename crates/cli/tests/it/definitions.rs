@@ -87,3 +87,23 @@ fn every_command_has_a_page() {
         "{names:?}"
     );
 }
+
+/// What a command says of itself is what the list of all commands says of it.
+#[test]
+fn every_command_says_what_it_is_for() {
+    let (list, _) = done(&["--help"]);
+    let commands = list.split("Commands:\n").nth(1).unwrap();
+    let commands = commands.split("\n\n").next().unwrap();
+    let mut seen = 0;
+    for line in commands.lines().filter(|line| !line.starts_with("   ")) {
+        let (name, about) = line.trim().split_once(' ').unwrap();
+        if name == "help" {
+            continue;
+        }
+        let (own, _) = done(&[name, "--help"]);
+        let first = own.lines().next().unwrap();
+        assert!(first.starts_with(about.trim()), "{name}: {first}");
+        seen += 1;
+    }
+    assert!(seen > 15, "{list}");
+}

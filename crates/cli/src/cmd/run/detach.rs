@@ -15,7 +15,7 @@ use crate::exit;
 use crate::inherited;
 use crate::report::Report;
 
-/// Whether a job is left alone, and what becomes of its output.
+// Whether a job is left alone, and what becomes of its output. No doc comment: clap would have a command say that of itself.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct DetachFlags {
     /// Start it, print its job's id and leave; its output is kept on the server's disk

@@ -62,7 +62,7 @@ impl Patience {
     }
 }
 
-/// The flags for it.
+// The flags for it. No doc comment: clap would have a command say that of itself.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct PatienceFlags {
     /// What the server does with the job when nobody comes back: keep it for the grace time, or kill it (default: keep)
