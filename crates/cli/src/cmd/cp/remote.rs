@@ -157,9 +157,9 @@ impl Remote {
         self.exit.as_ref().filter(|_| self.inbox.is_empty())
     }
 
-    /// Whether it takes another piece.
+    /// Whether it takes another piece, be it for nobody: [`Self::pump`].
     pub(super) fn wants_piece(&self) -> bool {
-        self.outbox.rest().is_empty() && self.closing.is_none() && self.exit.is_none()
+        self.outbox.rest().is_empty() && self.closing.is_none()
     }
 
     /// Sends it a piece; gives back the buffer of the one before.
@@ -177,7 +177,9 @@ impl Remote {
 
     /// Puts what waits for it into the connection, as far as there is room.
     pub(super) fn pump(&mut self) {
-        if self.exit.is_some() {
+        // Nobody reads it any more. It must not wait for room that never comes: what the other side has
+        // written, and behind it the outcome, is only got by a worker that can say what it has to say.
+        if self.exit.is_some() || self.connection.stdin_is_closed(self.channel) {
             self.outbox = Piece::Bytes(Bytes::new());
             return;
         }

@@ -622,6 +622,34 @@ fn a_client_that_fetches_is_as_careful() {
     assert_eq!(output.status.code(), Some(23), "{said}");
 }
 
+/// A worker that was killed while both sides had much to say: its output is there to be read, and nobody reads
+/// the answers.
+#[test]
+fn a_client_whose_answers_nobody_reads_gets_to_the_end() {
+    let bench = liar(&[]);
+    let lies = [
+        Message::Hello(VERSION),
+        Message::Source(0),
+        entry(b"folder", Node::Folder),
+    ];
+    let mut bytes = Vec::new();
+    lies.iter().for_each(|message| encode(message, &mut bytes));
+    // More than can be under way: the names are bad, and each is answered.
+    let mut one = Vec::new();
+    encode(&entry(b"not/a/name/of/a/file", Node::Folder), &mut one);
+    encode(&END, &mut one);
+    (0..400_000).for_each(|_| bytes.extend_from_slice(&one));
+    assert!(bytes.len() > 12 << 20, "{}", bytes.len());
+    bench.write("lies", bytes);
+    let keys = bench.server.dir().join("authorized_keys");
+    let deaf = fs::read_to_string(&keys).unwrap();
+    fs::write(&keys, deaf.replace("cat ", "exec 0<&-; cat ")).unwrap();
+    let output = bench.cp(&[&bench.there("asked"), &bench.here("to")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said:.400}");
+    assert!(said.contains("[copy_failed]"), "{said:.400}");
+}
+
 #[test]
 fn a_client_that_sends_gives_only_what_it_offered() {
     let want = |id, size: Option<u64>| Message::Want {
