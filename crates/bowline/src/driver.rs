@@ -252,7 +252,7 @@ impl Wire {
             // wakes the peer once.
             let encoded = match self.sending {
                 true => Ok(()),
-                false => self.encode_all(outbox),
+                false => self.take_outbox(outbox),
             };
             while self.wants_write() {
                 self.sending = true;
@@ -275,7 +275,11 @@ impl Wire {
         !self.output.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
-    fn encode_all(&mut self, outbox: &mut Outbox) -> io::Result<()> {
+    /// Takes all that is in the outbox, to be sent with the next flush.
+    ///
+    /// # Errors
+    /// As write(2); TLS that has failed takes nothing more.
+    pub fn take_outbox(&mut self, outbox: &mut Outbox) -> io::Result<()> {
         if !outbox.control().is_empty() {
             self.encode(outbox.control())?;
             outbox.control_sent();
@@ -312,17 +316,11 @@ impl Wire {
         Ok(())
     }
 
-    /// Says the end of the TLS stream (close_notify) behind what is in the outbox, to be flushed
-    /// like data. Nothing may be put into the outbox any more.
-    ///
-    /// # Errors
-    /// [`WireError`]; the connection is over.
-    pub fn close(&mut self, outbox: &mut Outbox) -> Result<(), WireError> {
-        self.encode_all(outbox)?;
+    /// Says the end of the TLS stream (close_notify), to be flushed like data.
+    pub fn close(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
         }
-        Ok(())
     }
 }
 

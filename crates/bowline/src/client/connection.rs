@@ -17,7 +17,7 @@ use tokio::process::Child;
 
 use super::connect::ServerProof;
 use super::error::ClientError;
-use crate::driver::Wire;
+use crate::driver::{Wire, WireError};
 use crate::net::Socket;
 
 /// What is to be run. Everything is bytes; nothing may contain NUL.
@@ -549,7 +549,10 @@ impl Connection {
     /// # Errors
     /// [`ClientError`] where the line was broken already.
     pub fn close_line(&mut self) -> Result<(), ClientError> {
-        Ok(self.wire.close(self.session.outbox())?)
+        let taken = self.wire.take_outbox(self.session.outbox());
+        taken.map_err(WireError::from)?;
+        self.wire.close();
+        Ok(())
     }
 
     /// The same for one who leaves and says nothing after it. Where a program carries the

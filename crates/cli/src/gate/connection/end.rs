@@ -49,12 +49,8 @@ impl Connection {
                 if let Phase::Closing(_, false) = self.phase
                     && !handshaking
                 {
-                    let closed = self.wire.close(&mut Outbox::default());
+                    self.wire.close();
                     self.phase = Phase::Closing(Box::default(), true);
-                    if let Err(error) = closed {
-                        tracing::debug!(connection = self.id, %error, "the line broke");
-                        self.gone();
-                    }
                     return true;
                 }
                 waited

@@ -115,7 +115,7 @@ pub(super) const FILE: Node<'static> = Node::Regular {
     linked: true,
 };
 
-pub(super) fn evil(id: u64) -> Message<'static> {
+fn evil(id: u64) -> Message<'static> {
     Message::Small {
         id,
         hash: *blake3::hash(b"evil").as_bytes(),
@@ -588,9 +588,9 @@ pub(super) fn liar(messages: &[Message<'_>]) -> Bench {
     bench
 }
 
-#[test]
-fn a_client_that_fetches_is_as_careful() {
-    let bench = liar(&[
+/// What a sender says that was asked for `asked` and gives more, with characters for a terminal.
+pub(super) fn more_than_asked() -> [Message<'static>; 8] {
+    [
         Message::Hello(VERSION),
         Message::Source(0),
         entry(b"../evil", FILE),
@@ -603,7 +603,12 @@ fn a_client_that_fetches_is_as_careful() {
             text: b"t\x9b2J\n",
         },
         Message::ScanEnd,
-    ]);
+    ]
+}
+
+#[test]
+fn a_client_that_fetches_is_as_careful() {
+    let bench = liar(&more_than_asked());
     fs::create_dir(bench.path("to")).unwrap();
     let mut command = bench.command(&[&bench.there("asked"), &bench.here("to/")]);
     // The liar ends when the client has; it is the client that says so.

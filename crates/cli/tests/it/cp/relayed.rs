@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use bowline_proto::copy::{Message, Options, VERSION};
 
-use super::hostile::{END, FILE, entry, evil, liar};
+use super::hostile::{END, FILE, entry, liar, more_than_asked};
 use super::{Bench, names, noise};
 
 /// Lets a client of the first in at the second, on the same terms as that one's own.
@@ -48,20 +48,7 @@ fn a_tree_goes_from_one_machine_to_another_and_back() {
 #[test]
 fn a_lying_sender_writes_only_what_was_asked_for() {
     let bench = Bench::new();
-    let other = liar(&[
-        Message::Hello(VERSION),
-        Message::Source(0),
-        entry(b"../evil", FILE),
-        entry(b"evil\x1b[2J", FILE),
-        entry(b"asked", FILE),
-        evil(2),
-        Message::Problem {
-            path: b"x\x1b]0;title\x07",
-            code: b"c\n",
-            text: b"t\x9b2J\n",
-        },
-        Message::ScanEnd,
-    ]);
+    let other = liar(&more_than_asked());
     introduce(&bench, &other);
     fs::create_dir(bench.path("to")).unwrap();
     let output = bench.cp(&[&other.there("asked"), &bench.there("to/")]);
