@@ -207,7 +207,8 @@ async fn open(
     let session = Session::client(&hello);
     let mut connection = match to {
         Endpoint::Tcp(host, port) => {
-            let stream = reach(host, *port, options.hurry).await.map_err(failed)?;
+            let stream = reach(host, *port, options.hurry.as_ref()).await;
+            let stream = stream.map_err(failed)?;
             let socket = Socket::tcp(stream).map_err(failed)?;
             if let Some(bound) = options.silence {
                 socket.bound_silence(bound).map_err(failed)?;

@@ -20,6 +20,6 @@ pub use connect::{
 pub use connection::{Connection, Happening, StartRequest};
 pub use error::ClientError;
 pub use pulse::{Beat, Pulse};
-pub use reach::Hurry;
+pub use reach::{Hurry, Whereabouts};
 pub use reconnect::{Failure, Reconnect};
 pub use unacked::{InputLost, Unacked};

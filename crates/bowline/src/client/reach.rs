@@ -2,11 +2,13 @@
 //!
 //! The kernel sends the first packet of a connection again after 1, 3, 7 and more
 //! seconds, so a path that comes back may be found late. One who hurries begins another
-//! attempt every few moments instead, and the first that gets through is taken.
+//! attempt every few moments instead, and the first that gets through is taken. The host may
+//! come back at another address, so its name is looked up again meanwhile.
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
@@ -16,71 +18,137 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 /// [`Hurry::every`] are under way.
 const ATTEMPT_TIME: Duration = Duration::from_secs(3);
 
+/// How often the name of a host whose path is down is looked up.
+const LOOKUP_EVERY: Duration = Duration::from_secs(2);
+
 /// How to hurry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Hurry {
     /// From one attempt to the next.
     pub every: Duration,
-    /// The address that worked before, for while nobody can be asked for it.
-    pub known: Option<SocketAddr>,
-    /// Whether somebody is asked all the same: the host may have another by now.
-    pub ask: bool,
+    /// Where the host is looked for.
+    pub whereabouts: Whereabouts,
+}
+
+/// The addresses of one host, which all attempts to get back to it share.
+#[derive(Clone, Debug, Default)]
+pub struct Whereabouts(Arc<Mutex<Found>>);
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Where the last connection stood: for while nobody can be asked for the name.
+    stood: Option<SocketAddr>,
+    /// What the name stood for when it was looked up last.
+    named: Vec<SocketAddr>,
+    looked_up: Option<Instant>,
+}
+
+impl Whereabouts {
+    /// A connection stands at this address.
+    pub fn stands(&self, address: SocketAddr) {
+        self.found().stood = Some(address);
+    }
+
+    /// All of them, the one that worked first.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let found = self.found();
+        let named = found.named.iter().copied();
+        let others = named.filter(|address| found.stood != Some(*address));
+        found.stood.into_iter().chain(others).collect()
+    }
+
+    /// Whether it is time to look the name up, which is done then.
+    fn asks(&self) -> bool {
+        let mut found = self.found();
+        let asks = found
+            .looked_up
+            .is_none_or(|at| at.elapsed() >= LOOKUP_EVERY);
+        if asks {
+            found.looked_up = Some(Instant::now());
+        }
+        asks
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One thing that came of the work.
 enum News {
     Addresses(io::Result<Vec<SocketAddr>>),
-    Connected(io::Result<TcpStream>),
+    Connected(SocketAddr, io::Result<TcpStream>),
 }
 
 /// # Errors
 /// As getaddrinfo(3) and connect(2), of the last attempt.
-pub(super) async fn reach(host: &str, port: u16, hurry: Option<Hurry>) -> io::Result<TcpStream> {
+pub(super) async fn reach(host: &str, port: u16, hurry: Option<&Hurry>) -> io::Result<TcpStream> {
     match hurry {
         None => TcpStream::connect((host, port)).await,
         Some(hurry) => reach_in_a_hurry(host, port, hurry).await,
     }
 }
 
-async fn reach_in_a_hurry(host: &str, port: u16, hurry: Hurry) -> io::Result<TcpStream> {
+/// Ends without a connection when none of the addresses takes one, those included that a
+/// lookup under way tells of: an address that refuses at once may be somebody else's by now.
+async fn reach_in_a_hurry(host: &str, port: u16, hurry: &Hurry) -> io::Result<TcpStream> {
+    let whereabouts = &hurry.whereabouts;
     let mut work = JoinSet::new();
-    if hurry.ask || hurry.known.is_none() {
-        let name = host.to_owned();
-        work.spawn(async move {
-            let found = lookup_host((name, port)).await;
-            News::Addresses(found.map(Iterator::collect))
-        });
-    }
-    let mut addresses: Vec<SocketAddr> = hurry.known.into_iter().collect();
+    let mut asking = false;
+    let mut failed = Vec::new();
     let mut turn = 0;
     let mut ticks = interval(hurry.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            news = work.join_next(), if !work.is_empty() => match news {
-                Some(Ok(News::Connected(Ok(stream)))) => return Ok(stream),
-                Some(Ok(News::Connected(Err(error)))) => return Err(error),
-                Some(Ok(News::Addresses(Ok(found)))) if !found.is_empty() => addresses = found,
-                Some(Ok(News::Addresses(Err(error)))) if addresses.is_empty() => return Err(error),
-                Some(Ok(News::Addresses(Ok(_)))) if addresses.is_empty() => {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                // The one that is known has to do.
-                Some(Ok(News::Addresses(_))) => {}
-                Some(Err(_)) | None => return Err(io::ErrorKind::NotConnected.into()),
-            },
+        if !asking && whereabouts.asks() {
+            asking = true;
+            work.spawn(look_up(host.to_owned(), port));
+        }
+        let addresses = whereabouts.addresses();
+        let news = tokio::select! {
+            news = work.join_next(), if !work.is_empty() => news,
             _ = ticks.tick(), if !addresses.is_empty() => {
-                let Some(&address) = addresses.get(turn % addresses.len()) else {
-                    continue;
-                };
-                turn += 1;
-                work.spawn(async move {
-                    let connect = timeout(ATTEMPT_TIME, TcpStream::connect(address));
-                    News::Connected(connect.await.unwrap_or_else(|late| Err(late.into())))
-                });
+                if let Some(&address) = addresses.get(turn % addresses.len()) {
+                    turn += 1;
+                    work.spawn(attempt(address));
+                }
+                continue;
             }
+        };
+        let error = match news {
+            Some(Ok(News::Connected(_, Ok(stream)))) => return Ok(stream),
+            Some(Ok(News::Connected(address, Err(error)))) => {
+                failed.push(address);
+                error
+            }
+            Some(Ok(News::Addresses(Ok(found)))) => {
+                asking = false;
+                whereabouts.found().named = found;
+                continue;
+            }
+            Some(Ok(News::Addresses(Err(error)))) => {
+                asking = false;
+                error
+            }
+            Some(Err(_)) | None => return Err(io::ErrorKind::NotConnected.into()),
+        };
+        if !asking && addresses.iter().all(|address| failed.contains(address)) {
+            return Err(error);
         }
     }
+}
+
+async fn look_up(host: String, port: u16) -> News {
+    let found = lookup_host((host, port)).await.map(Vec::from_iter);
+    News::Addresses(match found {
+        Ok(none) if none.is_empty() => Err(io::ErrorKind::NotFound.into()),
+        found => found,
+    })
+}
+
+async fn attempt(address: SocketAddr) -> News {
+    let connected = timeout(ATTEMPT_TIME, TcpStream::connect(address)).await;
+    News::Connected(address, connected.unwrap_or_else(|late| Err(late.into())))
 }
 
 #[cfg(test)]
@@ -88,47 +156,76 @@ mod tests {
     use super::*;
     use tokio::net::TcpListener;
 
-    fn hurry(known: Option<SocketAddr>) -> Option<Hurry> {
-        Some(Hurry {
+    /// For attempts that follow each other as fast as they can.
+    fn hurry(stood: Option<SocketAddr>) -> Hurry {
+        let whereabouts = Whereabouts::default();
+        if let Some(stood) = stood {
+            whereabouts.stands(stood);
+        }
+        Hurry {
             every: Duration::from_millis(1),
-            known,
-            ask: true,
-        })
+            whereabouts,
+        }
     }
 
     #[tokio::test]
     async fn the_address_that_worked_is_tried_where_the_name_is_not_known() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let known = listener.local_addr().unwrap();
-        let name = "name.invalid";
-        reach(name, known.port(), hurry(Some(known))).await.unwrap();
-        reach(name, known.port(), hurry(None)).await.unwrap_err();
-        reach("127.0.0.1", known.port(), hurry(None)).await.unwrap();
-        // Whoever has an address need not ask; whoever has none must.
-        for (known, name) in [(Some(known), name), (None, "127.0.0.1")] {
-            let hurry = hurry(known).map(|hurry| Hurry {
-                ask: false,
-                ..hurry
-            });
-            reach(name, listener.local_addr().unwrap().port(), hurry)
-                .await
-                .unwrap();
+        let (name, port) = ("name.invalid", known.port());
+        reach(name, port, Some(&hurry(Some(known)))).await.unwrap();
+        reach(name, port, Some(&hurry(None))).await.unwrap_err();
+        let hurry = hurry(None);
+        reach("127.0.0.1", port, Some(&hurry)).await.unwrap();
+        // Whoever has asked need not ask again at once.
+        reach(name, port, Some(&hurry)).await.unwrap();
+    }
+
+    /// The first address refuses before anybody could say what the name stands for now.
+    #[tokio::test]
+    async fn a_host_that_has_moved_is_found_where_its_old_address_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let old = SocketAddr::from(([127, 0, 0, 2], port));
+        for _ in 0..100 {
+            let hurry = hurry(Some(old));
+            reach("localhost", port, Some(&hurry)).await.unwrap();
         }
+        // Where it has moved to nobody is there either.
+        drop(listener);
+        let error = reach("localhost", port, Some(&hurry(Some(old)))).await;
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 
     /// A queue of connections that is full takes no more, and answers nobody.
-    #[tokio::test]
-    async fn a_path_that_comes_back_is_found_by_another_attempt() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    async fn silent(address: &str) -> (TcpListener, std::net::TcpStream) {
+        let listener = TcpListener::bind(address).await.unwrap();
         let socket = socket2::SockRef::from(&listener);
         socket.listen(0).unwrap();
+        let filling = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener, filling)
+    }
+
+    #[tokio::test]
+    async fn a_host_that_has_moved_is_found_where_its_old_address_is_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let old = format!("127.0.0.2:{port}");
+        let _silent = silent(&old).await;
+        let hurry = hurry(Some(old.parse().unwrap()));
+        reach("127.0.0.1", port, Some(&hurry)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_path_that_comes_back_is_found_by_another_attempt() {
+        let (listener, _filling) = silent("127.0.0.1:0").await;
         let address = listener.local_addr().unwrap();
         let mut queued = JoinSet::new();
-        let filling = std::net::TcpStream::connect(address).unwrap();
         for _ in 0..3 {
             queued.spawn(TcpStream::connect(address));
         }
-        let found = reach("127.0.0.1", address.port(), hurry(None));
+        let hurry = hurry(None);
+        let found = reach("127.0.0.1", address.port(), Some(&hurry));
         let free = async {
             loop {
                 listener.accept().await.unwrap();
@@ -138,6 +235,5 @@ mod tests {
             stream = found => drop(stream.unwrap()),
             () = free => {}
         }
-        drop(filling);
     }
 }

@@ -1,13 +1,13 @@
 //! From a TARGET to a connection: which address, which user, which keys.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bowline::client::{
-    self, Access, ClientError, Connection, Endpoint, HostTrust, Hurry, Options, Proofs, ServerProof,
+    self, Access, ClientError, Connection, Endpoint, HostTrust, Hurry, Options, Proofs,
+    ServerProof, Whereabouts,
 };
 use bowline::credentials::agent::Agent;
 use bowline::credentials::identity::{Identities, Search};
@@ -32,9 +32,6 @@ const SSH_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often a person may take longer over an answer than the server waits: each is asked for only once.
 const TOO_SLOW_MAX: u32 = 4;
-
-/// How often the name of a host whose path is down is looked up: it may have another address by now.
-const LOOKUP_EVERY: Duration = Duration::from_secs(2);
 
 /// How often a line may break before anything was done over it.
 const BROKEN_MAX: u32 = 5;
@@ -66,10 +63,8 @@ pub(crate) struct Dialer {
     trust: Box<dyn HostTrust>,
     options: Options,
     settings: HostSettings,
-    /// Where the server was found last.
-    known: Option<SocketAddr>,
-    /// When its name was looked up last in a hurry.
-    looked_up: Option<Instant>,
+    /// Where the server was found.
+    whereabouts: Whereabouts,
     /// How often the server would not wait any longer for a person's answer.
     too_slow: u32,
     /// How often the line broke.
@@ -127,8 +122,7 @@ impl Dialer {
             trust: Box::new(trust),
             options,
             settings: target.settings,
-            known: None,
-            looked_up: None,
+            whereabouts: Whereabouts::default(),
             too_slow: 0,
             broken: 0,
             local: None,
@@ -146,8 +140,7 @@ impl Dialer {
             trust: Box::new(trust),
             options,
             settings,
-            known: None,
-            looked_up: None,
+            whereabouts: Whereabouts::default(),
             too_slow: 0,
             broken: 0,
             local: Some(local),
@@ -162,16 +155,9 @@ impl Dialer {
     /// Has the next connections made in a hurry: the path is down, and is to be noticed when it
     /// is back. `None` takes that back.
     pub(crate) fn hurry(&mut self, every: Option<Duration>) {
-        self.options.hurry = every.map(|every| {
-            let ask = self.looked_up.is_none_or(|at| at.elapsed() >= LOOKUP_EVERY);
-            if ask {
-                self.looked_up = Some(Instant::now());
-            }
-            Hurry {
-                every,
-                known: self.known,
-                ask,
-            }
+        self.options.hurry = every.map(|every| Hurry {
+            every,
+            whereabouts: self.whereabouts.clone(),
         });
     }
 
@@ -196,7 +182,9 @@ impl Dialer {
             trust: &mut *self.trust,
         };
         let connection = client::connect(&self.endpoint, access, &self.options).await?;
-        self.known = connection.peer().or(self.known);
+        if let Some(peer) = connection.peer() {
+            self.whereabouts.stands(peer);
+        }
         Ok(connection)
     }
 

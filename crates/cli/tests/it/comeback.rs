@@ -1,5 +1,7 @@
 //! `bowline run` when its line breaks: it says so, comes back, and goes on where it was.
 
+mod moved;
+
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};

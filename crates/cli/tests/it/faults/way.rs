@@ -1,7 +1,7 @@
 //! The way between a client and its server: passes bytes on, and breaks when it is told to.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -55,14 +55,19 @@ impl Shared {
 /// The way to one server.
 pub(crate) struct Way {
     shared: Arc<Shared>,
-    port: u16,
+    address: SocketAddr,
     accepts: Option<JoinHandle<()>>,
 }
 
 impl Way {
     pub(crate) fn to(server: u16) -> Way {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Way::from("127.0.0.1:0", server)
+    }
+
+    /// One that begins at an address of the test's choice.
+    pub(crate) fn from(address: &str, server: u16) -> Way {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let accepts = std::thread::spawn({
             let shared = shared.clone();
@@ -77,13 +82,13 @@ impl Way {
         });
         Way {
             shared,
-            port,
+            address,
             accepts: Some(accepts),
         }
     }
 
     pub(crate) fn target(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 
     /// The bytes passed on so far, in both directions.
@@ -155,7 +160,7 @@ impl Drop for Way {
             state.frozen = false;
         });
         self.cut(false);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = TcpStream::connect(self.address);
         if let Some(accepts) = self.accepts.take() {
             let _ = accepts.join();
         }
