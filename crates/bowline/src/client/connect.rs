@@ -4,22 +4,21 @@ use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_proto::auth::{self, Binding, EXPORTER_LABEL, Proof};
 use bowline_proto::limits::{MINOR, PROTOCOL};
 use bowline_proto::message::{Auth, Hello};
 use bowline_proto::session::Session;
-use rustls::pki_types::ServerName;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::connection::Connection;
 use super::error::ClientError;
-use super::reach::{Hurry, reach};
+use super::handshake::meet;
+use super::reach::Hurry;
 use crate::driver::Wire;
-use crate::net::{Socket, tls};
+use crate::net::Socket;
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,13 +206,7 @@ async fn open(
     let session = Session::client(&hello);
     let mut connection = match to {
         Endpoint::Tcp(host, port) => {
-            let stream = reach(host, *port, options.hurry.as_ref()).await;
-            let stream = stream.map_err(failed)?;
-            let socket = Socket::tcp(stream).map_err(failed)?;
-            if let Some(bound) = options.silence {
-                socket.bound_silence(bound).map_err(failed)?;
-            }
-            let (wire, key) = handshake(socket).await?;
+            let (wire, key) = meet(host, *port, options).await?;
             trust.check(host, *port, &key)?;
             Connection::new(wire, session, None)
         }
@@ -281,19 +274,4 @@ fn command(argv: &[OsString]) -> Result<(Socket, Child), ClientError> {
     let output: OwnedFd = stdin.into_owned_fd().map_err(failed)?;
     let input: OwnedFd = stdout.into_owned_fd().map_err(failed)?;
     Ok((Socket::pipes(input, output).map_err(failed)?, child))
-}
-
-/// Does the TLS handshake and tells the host key that it showed.
-async fn handshake(socket: Socket) -> Result<(Wire, [u8; 32]), ClientError> {
-    let (config, seen) = tls::client_config()?;
-    // The name is not sent and decides nothing; see `tls`.
-    let name = ServerName::try_from("bowline").map_err(|_| ClientError::Closed)?;
-    let tls = rustls::ClientConnection::new(Arc::clone(&config), name)?;
-    let mut wire = Wire::tls(socket, tls);
-    std::future::poll_fn(|cx| wire.poll_handshake(cx)).await?;
-    if wire.is_handshaking() {
-        return Err(ClientError::Closed);
-    }
-    let key = seen.take().ok_or(ClientError::Closed)?;
-    Ok((wire, key))
 }

@@ -9,6 +9,7 @@
 mod connect;
 mod connection;
 mod error;
+mod handshake;
 mod pulse;
 mod reach;
 mod reconnect;

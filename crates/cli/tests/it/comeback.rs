@@ -101,6 +101,24 @@ fn a_silent_line_is_noticed_within_its_bound() {
     assert_eq!((status, out.as_str()), (Some(5), "one\ntwo\n"));
 }
 
+/// A path that is back for others than the connection that was made first.
+#[test]
+fn a_handshake_that_nobody_answers_is_not_waited_for_alone() {
+    let server = Server::start();
+    let way = way_to(&server);
+    let mut client = traveller(&server, &way, &["--connect-timeout", "10m"], ECHO);
+    client.hears("up\n");
+    let before = way.connections();
+    way.mute_next();
+    way.cut(true);
+    client.says_next("the connection is lost");
+    way.until_connected(before + 1);
+    client.says_next("connected again after");
+    client.send("one\ntwo\n");
+    let (status, out, err) = end(client);
+    assert_eq!((status, out.as_str()), (Some(5), "one\ntwo\n"), "{err}");
+}
+
 #[test]
 fn a_job_that_ends_meanwhile_is_told_exactly() {
     let server = Server::start();

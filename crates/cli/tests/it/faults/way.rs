@@ -17,11 +17,13 @@ struct State {
     /// Threads that hold bytes back because of the frost.
     holding: u32,
     over: bool,
+    /// Nothing is passed on of the next connection, nor is it ended.
+    mutes_next: bool,
     /// Whoever came over it has nothing more to say.
     done: bool,
     /// Connections that were ever made.
     connections: u64,
-    /// Both sockets of each connection that was ever made.
+    /// Both sockets of each connection that was ever made, or the client's alone.
     sockets: Vec<TcpStream>,
     /// Threads that pass something on.
     passing: u32,
@@ -148,6 +150,11 @@ impl Way {
         state.holding > 0
     }
 
+    /// Takes the next connection and passes nothing on over it, while those behind it are as ever.
+    pub(crate) fn mute_next(&self) {
+        self.shared.change(|state| state.mutes_next = true);
+    }
+
     pub(crate) fn thaw(&self) {
         self.shared.change(|state| state.frozen = false);
     }
@@ -174,6 +181,12 @@ impl Drop for Way {
 }
 
 fn connect(shared: &Arc<Shared>, client: TcpStream, server: u16) {
+    if std::mem::take(&mut shared.lock().mutes_next) {
+        return shared.change(|state| {
+            state.sockets.push(client);
+            state.connections += 1;
+        });
+    }
     // Where nobody listens the client is sent away too.
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
         return;
