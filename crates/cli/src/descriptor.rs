@@ -65,11 +65,14 @@ pub(crate) fn write_at_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usiz
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => break,
             Err(error) if is_unknown(error) => {
-                if rest.len() > AT_ONCE_BYTES_MAX || !is_writable(fd) {
+                if !is_writable(fd) {
                     break;
                 }
-                return write_all(fd, rest).map(|()| bytes.len());
+                let part = rest.get(..AT_ONCE_BYTES_MAX).unwrap_or(rest);
+                write_all(fd, part)?;
+                done += part.len();
             }
+            Err(_) if done > 0 => break,
             Err(error) => return Err(error.into()),
         }
     }

@@ -238,7 +238,6 @@ fn wait_for(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
 /// Log lines go to stderr, for a server as much as it was told to say.
 fn log(verbose: u8, command: &Command) {
     use tracing_subscriber::EnvFilter;
-    use tracing_subscriber::fmt::writer::BoxMakeWriter;
     let server = matches!(command, Command::Gate { .. } | Command::Serve(_));
     let default = match (verbose, server) {
         (0, false) => return,
@@ -247,14 +246,13 @@ fn log(verbose: u8, command: &Command) {
         (_, _) => "bowline=debug,bowline_cli=debug",
     };
     let filter = std::env::var("BOWLINE_LOG").unwrap_or_else(|_| default.to_owned());
-    // A client has better things to do than to wait for whoever reads this.
-    let writer = match server {
-        true => BoxMakeWriter::new(std::io::stderr),
-        false => BoxMakeWriter::new(|| stderr::Writer),
-    };
+    if server {
+        stderr::without_thread();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
-        .with_writer(writer)
+        // Nobody waits for whoever reads this.
+        .with_writer(|| stderr::Writer)
         .with_ansi(false)
         // It would tell stderr that stderr cannot be written, by a panic.
         .log_internal_errors(false)

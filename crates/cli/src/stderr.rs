@@ -6,12 +6,18 @@
 //! stderr does not take at once is left to a thread, as far as there is room for it; what is too
 //! much is counted, and told of in its place. Whoever does not want to hear loses the words and
 //! nothing else.
+//!
+//! A server has no such thread: the keeper must have one alone, and whoever reads a server's log
+//! has a whole pipe to be late by. What is not taken at once is counted there.
 
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use rustix::fs::FileType;
 
 use crate::descriptor;
 
@@ -40,6 +46,11 @@ pub(crate) fn say(words: &[u8]) {
     WORDS.say(words);
 }
 
+/// Has no thread made for words that stderr does not take at once: they are left out.
+pub(crate) fn without_thread() {
+    WORDS.alone.store(true, Ordering::Relaxed);
+}
+
 /// Waits for what has been said, but not for long: to be called at the end of the program.
 pub(crate) fn finish() {
     WORDS.finish(END_TIME);
@@ -64,12 +75,15 @@ impl io::Write for Writer {
 #[derive(Debug)]
 struct Words {
     fd: BorrowedFd<'static>,
+    /// Nothing is written by a thread.
+    alone: AtomicBool,
     waiting: Mutex<Waiting>,
     written: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// Without a thread only the rest of a line that was begun.
     words: Vec<u8>,
     /// How often there was no room for more. What is said then comes behind that.
     left_out: u64,
@@ -81,6 +95,7 @@ impl Words {
     fn new(fd: BorrowedFd<'static>) -> Self {
         Self {
             fd,
+            alone: AtomicBool::new(false),
             waiting: Mutex::default(),
             written: Condvar::new(),
         }
@@ -92,6 +107,9 @@ impl Words {
 
     fn say(&'static self, words: &[u8]) {
         let mut waiting = self.waiting();
+        if self.alone.load(Ordering::Relaxed) {
+            return waiting.say_alone(self.fd, words);
+        }
         let done = match waiting.busy {
             true => 0,
             // Nobody hears the rest where this cannot be written.
@@ -128,7 +146,10 @@ impl Words {
     }
 
     fn finish(&self, time: Duration) {
-        let waiting = self.waiting();
+        let mut waiting = self.waiting();
+        if self.alone.load(Ordering::Relaxed) {
+            return waiting.say_alone(self.fd, &[]);
+        }
         let _ = self
             .written
             .wait_timeout_while(waiting, time, |waiting| waiting.busy);
@@ -139,14 +160,46 @@ impl Waiting {
     /// Everything that waits. `None` where that is nothing, and the thread ends.
     fn take(&mut self) -> Option<Vec<u8>> {
         let mut words = std::mem::take(&mut self.words);
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            let said = format!("bowline: {left_out} messages are left out here [words_left_out]\n");
-            words.extend_from_slice(said.as_bytes());
-        }
+        words.extend_from_slice(self.note().as_bytes());
+        self.left_out = 0;
         self.busy = !words.is_empty();
         self.busy.then_some(words)
     }
+
+    /// What is said in the place of what was left out.
+    fn note(&self) -> String {
+        match self.left_out {
+            0 => String::new(),
+            count => format!("bowline: {count} messages are left out here [words_left_out]\n"),
+        }
+    }
+
+    /// Says what there is room for now, behind the rest of what was begun and behind a note of what
+    /// was left out; or leaves the words out too. No words at all are for that rest and that note.
+    fn say_alone(&mut self, fd: BorrowedFd<'_>, words: &[u8]) {
+        let begun = self.words.len();
+        let mut text = std::mem::take(&mut self.words);
+        text.extend_from_slice(self.note().as_bytes());
+        text.extend_from_slice(words);
+        // A file takes everything, and says EAGAIN where the disk would have to be waited for.
+        let done = match is_file(fd) {
+            true => descriptor::write_all(fd, &text).map(|()| text.len()),
+            false => descriptor::write_at_once(fd, &text),
+        };
+        let done = done.unwrap_or(0);
+        if done > begun {
+            self.left_out = 0;
+        } else {
+            text.truncate(begun);
+            self.left_out += u64::from(!words.is_empty());
+        }
+        text.drain(..done);
+        self.words = text;
+    }
+}
+
+fn is_file(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 #[cfg(test)]
@@ -160,11 +213,24 @@ mod tests {
         Box::leak(Box::new(Words::new(fd.as_fd())))
     }
 
+    fn line(number: u32) -> String {
+        format!("{number:05} {}\n", "x".repeat(93))
+    }
+
+    /// The next line that is heard: one that was said, or how many are left out.
+    fn hear(reader: &mut impl io::BufRead) -> Result<String, u32> {
+        let mut heard = String::new();
+        reader.read_line(&mut heard).unwrap();
+        match heard.strip_suffix(" messages are left out here [words_left_out]\n") {
+            None => Ok(heard),
+            Some(note) => Err(note.strip_prefix("bowline: ").unwrap().parse().unwrap()),
+        }
+    }
+
     #[test]
     fn a_full_pipe_stops_nobody_and_what_is_left_out_is_counted() {
         let (reader, writer) = std::io::pipe().unwrap();
         let words = words(writer.into());
-        let line = |number: u32| format!("{number:05} {}\n", "x".repeat(93));
         // More than a pipe and what may wait hold together, by far.
         for number in 0..10_000 {
             words.say(line(number).as_bytes());
@@ -174,19 +240,13 @@ mod tests {
         let (mut next, mut notes) = (0, 0);
         let mut reader = BufReader::new(reader);
         while next < 10_000 {
-            let mut heard = String::new();
-            reader.read_line(&mut heard).unwrap();
-            match heard.strip_suffix(" messages are left out here [words_left_out]\n") {
-                None => {
+            match hear(&mut reader) {
+                Ok(heard) => {
                     assert_eq!(heard, line(next));
                     next += 1;
                 }
-                Some(note) => {
-                    next += note
-                        .strip_prefix("bowline: ")
-                        .unwrap()
-                        .parse::<u32>()
-                        .unwrap();
+                Err(count) => {
+                    next += count;
                     notes += 1;
                 }
             }
@@ -198,6 +258,55 @@ mod tests {
         let mut heard = String::new();
         reader.read_line(&mut heard).unwrap();
         assert_eq!(heard, "more\n");
+    }
+
+    #[test]
+    fn without_a_thread_what_is_not_taken_at_once_is_counted() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let words = words(writer.into());
+        words.alone.store(true, Ordering::Relaxed);
+        // Longer than what a pipe takes whole or not at all, and no divisor of what it holds.
+        let long = |number: u32| format!("{number} {}\n", "x".repeat(5000));
+        for number in 0..100 {
+            words.say(long(number).as_bytes());
+        }
+        let mut reader = BufReader::with_capacity(4096, reader);
+        let mut next = 0;
+        while next < 5 {
+            assert_eq!(hear(&mut reader), Ok(long(next)));
+            next += 1;
+        }
+        // There is room again, for the rest of a line that was begun, a note and a line.
+        words.say(long(100).as_bytes());
+        let left_out = loop {
+            match hear(&mut reader) {
+                Ok(heard) => assert_eq!(heard, long(next)),
+                Err(count) => break count,
+            }
+            next += 1;
+        };
+        assert_eq!(next + left_out, 100);
+        assert_eq!(hear(&mut reader), Ok(long(100)));
+        // What was left out at last is told of at the end.
+        for number in 0..100 {
+            words.say(long(number).as_bytes());
+        }
+        let mut next = 0;
+        while next < 5 {
+            assert_eq!(hear(&mut reader), Ok(long(next)));
+            next += 1;
+        }
+        words.finish(Duration::MAX);
+        let left_out = loop {
+            match hear(&mut reader) {
+                Ok(heard) => assert_eq!(heard, long(next)),
+                Err(count) => break count,
+            }
+            next += 1;
+        };
+        assert_eq!(next + left_out, 100);
+        let waiting = words.waiting();
+        assert!(waiting.words.is_empty() && waiting.left_out == 0 && !waiting.busy);
     }
 
     #[test]

@@ -349,6 +349,8 @@ impl Keeper {
         let state = sealed(&state.encode().map_err(io::Error::other)?)?;
         rustix::io::fcntl_setfd(&state, FdFlags::empty())?;
         let argv = program.arguments(&[format!("{FLAG}{}", state.as_raw_fd())])?;
+        // Only this process knows how much of its log nobody took.
+        crate::stderr::finish();
         Ok(nix::unistd::fexecve(file, &argv, &program.envp)?)
     }
 }

@@ -1,7 +1,7 @@
 //! A stderr that takes nothing: words are lost there, statuses and services are not.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, PipeReader, Write as _};
+use std::io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use crate::faults::way::Way;
@@ -9,6 +9,7 @@ use crate::hostile::witness::gate_of;
 use crate::lifecycle::jobs;
 use crate::server::{Server, bowline, signal_process};
 
+const HUP: i32 = 1;
 const KILL: i32 = 9;
 
 /// The disk that is always full.
@@ -150,4 +151,43 @@ fn a_server_whose_log_has_no_room_serves() {
     server.client(&mut local);
     let local = local.args(["-vv", "run", "local", "--", "true"]);
     assert_eq!(local.stderr(full()).status().unwrap().code(), Some(0));
+}
+
+/// The log of keeper and gate, whose reader has stopped and then goes on.
+#[test]
+fn a_server_whose_log_nobody_reads_serves() {
+    let (mut reader, stderr) = stuffed();
+    let server = Server::start_with(|command, _| {
+        command.arg("-vv").stderr(stderr);
+    });
+    let serves = || {
+        let mut run = server.run(&[], &["sh", "-c", "echo served; exit 4"]);
+        let run = run.output().unwrap();
+        let status = run.status.code();
+        assert_eq!((&run.stdout[..], status), (&b"served\n"[..], Some(4)));
+    };
+    for _ in 0..10 {
+        serves();
+    }
+    signal_process(gate_of(&server), KILL);
+    serves();
+    server.signal(HUP);
+    serves();
+    let room = rustix::pipe::fcntl_getpipe_size(&reader).unwrap();
+    let mut stuff = vec![0; room];
+    reader.read_exact(&mut stuff).unwrap();
+    assert!(stuff.iter().all(|byte| *byte == b'x'), "somebody waited");
+    serves();
+    drop(server);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    let mut notes = 0;
+    for line in log.lines() {
+        match line.strip_suffix(" messages are left out here [words_left_out]") {
+            Some(_) => notes += 1,
+            None => assert!(line.contains("DEBUG") || line.contains("INFO"), "{line}"),
+        }
+    }
+    // Of the keeper and of the second gate.
+    assert_eq!(notes, 2, "{log}");
 }
