@@ -128,14 +128,7 @@ fn main() -> ExitCode {
     let status = match command(cli) {
         Ok(status) => status,
         Err(error) => {
-            let code = error
-                .downcast_ref::<target::TargetError>()
-                .map(|_| " [bad_target]");
-            tell!(
-                "bowline: {}{}",
-                exit::chain(error.as_ref()),
-                code.unwrap_or_default()
-            );
+            tell!("bowline: {}", exit::chain(error.as_ref()));
             ExitCode::from(exit::USAGE)
         }
     };

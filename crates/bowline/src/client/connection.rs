@@ -545,10 +545,7 @@ impl Connection {
 
     /// Says the end of the connection behind what was put in; to be flushed, and nothing may be put in
     /// any more.
-    ///
-    /// # Errors
-    /// [`ClientError`] where the line was broken already.
-    pub fn close_line(&mut self) -> Result<(), ClientError> {
+    fn close_line(&mut self) -> Result<(), ClientError> {
         let taken = self.wire.take_outbox(self.session.outbox());
         taken.map_err(WireError::from)?;
         self.wire.close();

@@ -4,7 +4,7 @@
 //! there is enough for a write or nobody has anything more to say.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use bowline_proto::copy::{
 
 use super::WorkerError;
 use super::buffer::{Buffer, PAGE_BYTES};
+use crate::descriptor;
 
 /// Bytes of messages that are written at once.
 const OUTPUT_BYTES: usize = DATA_BYTES_MAX + 4096;
@@ -41,15 +42,7 @@ pub(crate) trait Sink: Send {
 
 impl Sink for OwnedFd {
     fn put(&mut self, buffer: &mut Buffer, len: usize) -> io::Result<()> {
-        let mut rest = buffer.get(..len).unwrap_or_default();
-        while !rest.is_empty() {
-            match rustix::io::write(&*self, rest) {
-                Ok(len) => rest = rest.get(len..).unwrap_or_default(),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+        descriptor::write_all(self.as_fd(), buffer.get(..len).unwrap_or_default())
     }
 }
 

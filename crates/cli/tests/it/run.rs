@@ -517,6 +517,9 @@ fn flags_that_make_no_sense_are_told_before_anything_is_asked() {
             text(&done.stderr)
         );
         assert!(!done.stderr.is_empty(), "{args:?}");
+        let codes = text(&done.stderr).matches("[bad_target]").count();
+        let is_bad = ["", "a b"].contains(&args[1]);
+        assert_eq!(codes, usize::from(is_bad), "{args:?}");
     }
 }
 

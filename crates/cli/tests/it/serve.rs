@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::server::{Server, bowline, children_of, is_root, signal_process};
@@ -16,6 +16,18 @@ fn told(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 1024];
     let count = socket.recv(&mut buffer).expect("a message in time");
     String::from_utf8(buffer[..count].to_vec()).unwrap()
+}
+
+/// A server that ends with its test, also where that fails.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            signal_process(self.0.id(), 15);
+            let _ = self.0.wait();
+        }
+    }
 }
 
 #[test]
@@ -31,7 +43,7 @@ fn a_service_manager_passes_sockets_and_is_told() {
     let address = listener.local_addr().unwrap();
     // Only a shell can put a socket at number 3 and name its own process.
     let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"";
-    let mut child = Command::new("sh")
+    let child = Command::new("sh")
         .args(["-c", script, "sh"])
         .arg(bowline())
         .args(["serve", "--listen", "tcp://192.0.2.1:1", "--state-dir"])
@@ -50,8 +62,9 @@ fn a_service_manager_passes_sockets_and_is_told() {
         .env_remove("XDG_CONFIG_HOME")
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .spawn();
+    let mut serving = Serving(child.unwrap());
+    let child = &mut serving.0;
     let mut line = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut line).unwrap();

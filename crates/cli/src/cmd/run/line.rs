@@ -139,9 +139,6 @@ impl Line {
             false => LEAVE_TIME,
         };
         // A line that is dead is not waited for: what it is not told, the server finds out.
-        if self.connection.close_line().is_ok() {
-            let _ = tokio::time::timeout(LEAVE_TIME, self.connection.flush()).await;
-        }
         let _ = tokio::time::timeout(time, self.connection.leave()).await;
     }
 }

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bowline_proto::copy::{Fsync, Hash};
-use rustix::io::Errno;
 
 use super::super::buffer::PAGE_BYTES;
 use super::super::bytes::{read_at, zeros};
@@ -14,6 +13,7 @@ use super::basis::Basis;
 use super::temporary::Temporary;
 use super::writer::{BUFFER_BYTES, Writer, write_at};
 use super::{Pending, Receiver};
+use crate::descriptor;
 
 /// The file that is being written.
 pub(super) struct Writing {
@@ -433,14 +433,9 @@ fn take_blocks(
 
 /// # Errors
 /// [`WorkerError::Unread`]; the inner one as write(2).
-fn write_stream(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<io::Result<()>, WorkerError> {
-    while !bytes.is_empty() {
-        match rustix::io::write(stream, bytes) {
-            Ok(len) => bytes = bytes.get(len..).unwrap_or_default(),
-            Err(Errno::INTR) => {}
-            Err(Errno::PIPE) => return Err(WorkerError::Unread),
-            Err(errno) => return Ok(Err(errno.into())),
-        }
+fn write_stream(stream: BorrowedFd<'_>, bytes: &[u8]) -> Result<io::Result<()>, WorkerError> {
+    match descriptor::write_all(stream, bytes) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(WorkerError::Unread),
+        written => Ok(written),
     }
-    Ok(Ok(()))
 }
