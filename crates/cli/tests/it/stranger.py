@@ -1,8 +1,9 @@
 """A client of bowline that was written from PROTOCOL.md alone.
 
 It shares no code with bowline: a server that it can talk to speaks what the
-document says. Usage: stranger.py SOCKET USER KEY. It prints what it has seen to
+document says. Usage: stranger.py SOCKET USER KEY [MINOR]. It prints what it has seen to
 work, a line each, and fails with a traceback where the document is not kept.
+Without MINOR it is a client of the time before there were minors.
 """
 
 import json
@@ -17,6 +18,7 @@ import threading
 STDIN, STDOUT, STDERR = 0x01, 0x02, 0x03
 HELLO, AUTH, GRANTED, REFUSED = 0x10, 0x11, 0x12, 0x13
 START, STARTED, ATTACH, SIGNAL, RESIZE, WINDOW, EXIT, FORGET, LIST, JOBS = range(0x20, 0x2A)
+GAP = 0x2A
 PING, PONG, BYE = 0x30, 0x31, 0x3F
 END = 1
 FIRST_WINDOW = 262144
@@ -72,8 +74,10 @@ class Connection:
     def send(self, *frames):
         self.socket.sendall(b"".join(frames))
 
-    def authenticate(self, user, proofs):
+    def authenticate(self, user, proofs, minor=None):
         hello = {"protocol": "bowline/1", "software": "a stranger", "of a later version": [1]}
+        if minor is not None:
+            hello["minor"] = minor
         self.send(frame(HELLO, 0, hello), frame(AUTH, 0, {"user": user, "proofs": proofs}))
 
     def start(self, argv, env=(), cwd=None, parts=None, **more):
@@ -140,15 +144,22 @@ def granted(connection):
     return header["user"]
 
 
-def main(path, user, key):
+def of_minor(path, user, minor):
+    connection = Connection(path)
+    connection.authenticate(user, [{"type": "peer"}], minor)
+    granted(connection)
+    return connection
+
+
+def main(path, user, key, minor=None):
+    minor = None if minor is None else int(minor)
     one_flight(path, user)
     by_key(path, user, key)
-    connection = Connection(path)
-    connection.authenticate(user, [{"type": "peer"}])
-    granted(connection)
+    connection = of_minor(path, user, minor)
     for check in (exact, outcomes, large, signals, others, asked, many):
         check(connection)
     connection.send(frame(BYE, 0, {}))
+    dropped(path, user, minor)
     refused(path, user)
 
 
@@ -281,6 +292,68 @@ def many(connection):
         assert (kind, header) == (PONG, {"id": number})
     sender.join()
     print("60,000 pings in one flight")
+
+
+def dropped(path, user, minor):
+    """Output that is kept no more: of a job that somebody of minor 1 has left there."""
+    total = sum(len(str(number)) + 1 for number in range(1, 300_001))
+    for at_once in (True, False):
+        script = b"echo up; read x; seq 300000" if at_once else b"seq 300000"
+        owner = of_minor(path, user, 1)
+        argv = [b"sh", b"-c", script]
+        _, job, start = owner.start(argv, detach=True, spool="drop_oldest", spool_bytes=1000)
+        owner.send(start)
+        assert owner.receive()[0] == STARTED
+        nothing = {"job": job, "stdout": None, "stderr": None, "stdin": False}
+        watcher = of_minor(path, user, 1)
+        watcher.send(frame(ATTACH, 1, nothing))
+        assert watcher.receive()[0] == STARTED
+        reader = of_minor(path, user, minor)
+        if at_once:
+            # It is there when the bytes are dropped, and has room for a part of them.
+            reader.send(frame(ATTACH, 1, {"job": job}))
+            kind, _, _, _, _ = reader.receive()
+            assert kind == STARTED
+            kind, _, _, _, first = reader.receive()
+            assert (kind, first) == (STDOUT, b"up\n")
+            reader.send(frame(STDIN, 1, None, b"go\n", END))
+        kind, _, _, outcome, _ = watcher.receive()
+        assert (kind, outcome["code"]) == (EXIT, 0)
+        end = outcome["stdout"]
+        assert end == total + (3 if at_once else 0)
+        if not at_once:
+            reader.send(frame(ATTACH, 1, {"job": job}))
+        seen, skipped = rest_of(reader, 3 if at_once else 0)
+        if minor:
+            assert seen == end and skipped > 0
+        else:
+            assert (seen, skipped) == ("output_lost", 0)
+        owner.socket.close()
+    print("what is dropped is told to whom can hear it, and refused to others")
+
+
+def rest_of(reader, offset):
+    """The offset behind the last byte or the code of the refusal, and how much was skipped."""
+    skipped = 0
+    while True:
+        kind, _, _, header, payload = reader.receive()
+        if kind == REFUSED:
+            return header["code"], skipped
+        if kind == EXIT:
+            assert header["stdout"] == offset
+            return offset, skipped
+        if kind == STARTED and header.get("stdout") is not None:
+            skipped += header["stdout"] - offset
+            offset = header["stdout"]
+        elif kind == GAP and header["stream"] == "stdout":
+            assert header["offset"] > offset
+            skipped += header["offset"] - offset
+            offset = header["offset"]
+        elif kind == STDOUT:
+            offset += len(payload)
+        if kind in (STDOUT, GAP):
+            window = {"stream": "stdout", "acked": offset, "limit": offset + FIRST_WINDOW}
+            reader.send(frame(WINDOW, 1, window))
 
 
 def refused(path, user):
