@@ -33,3 +33,4 @@ mod terminal;
 mod tidy;
 mod units;
 mod upgrade;
+mod versions;

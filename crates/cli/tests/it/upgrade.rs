@@ -32,12 +32,17 @@ impl Replaceable {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Command, &Path)) -> Replaceable {
+        Replaceable::of(&bowline(), change)
+    }
+
+    /// One that begins as another program.
+    pub(crate) fn of(program: &Path, change: impl FnOnce(&mut Command, &Path)) -> Replaceable {
         let mut manager = None;
         let server = Server::start_with(|command, dir| {
             let path = dir.join("notify");
             manager = Some(UnixDatagram::bind(&path).unwrap());
             change(command, dir);
-            put(&bowline(), &dir.join("bowline"));
+            put(program, &dir.join("bowline"));
             let mut placed = Command::new(dir.join("bowline"));
             placed.args(command.get_args()).env("NOTIFY_SOCKET", path);
             for (name, value) in command.get_envs() {
@@ -71,7 +76,7 @@ impl Replaceable {
         String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.server.dir().join("log")).unwrap()
     }
 
@@ -88,14 +93,19 @@ impl Replaceable {
     /// Puts another copy of the program in its place and has the server use it.
     pub(crate) fn upgrade(&self) {
         let gate = gate_of(&self.server);
+        assert!(self.try_upgrade(), "{}", self.log());
+        assert_ne!(gate_of(&self.server), gate);
+    }
+
+    /// The same, and whether the program that runs lets it.
+    pub(crate) fn try_upgrade(&self) -> bool {
         put(&bowline(), &self.program());
-        assert_ne!(self.runs(), self.program().metadata().unwrap().ino());
+        let inode = self.program().metadata().unwrap().ino();
+        assert_ne!(self.runs(), inode);
         self.server.signal(HUP);
         assert!(self.told().contains("RELOADING=1"));
         self.until_ready();
-        let inode = self.program().metadata().unwrap().ino();
-        assert_eq!(self.runs(), inode, "{}", self.log());
-        assert_ne!(gate_of(&self.server), gate);
+        self.runs() == inode
     }
 
     /// What the keeper has open. Cgroups that it keeps for later come and go.
