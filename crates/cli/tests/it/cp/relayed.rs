@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use bowline_proto::copy::{Message, Options, VERSION};
 
-use super::hostile::{END, FILE, entry, liar, more_than_asked};
+use super::hostile::client::{liar, more_than_asked};
+use super::hostile::{END, FILE, entry};
 use super::{Bench, names, noise};
 
 /// Lets a client of the first in at the second, on the same terms as that one's own.
