@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
-use bowline_proto::copy::Message;
+use bowline_proto::copy::{Message, Options};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags};
@@ -37,6 +37,8 @@ pub(crate) enum Role {
         /// Where to
         path: OsString,
     },
+    /// Frees the file that is its stdin, by ending
+    Free,
 }
 
 /// Works until the copy is over; what went wrong as a whole is said on stderr.
@@ -51,17 +53,9 @@ pub(crate) fn main(role: Role) -> ExitCode {
 }
 
 fn work(role: Role) -> Result<(), WorkerError> {
-    raise_descriptors();
-    let (stdin, stdout) = (dup(rustix::stdio::stdin())?, dup(rustix::stdio::stdout())?);
-    let line = Line::new(stdin).map_err(WorkerError::Line)?;
-    let mut input = Input::new(Box::new(line), None);
-    let output = Output::new(Box::new(stdout), None);
-    let options = match input.next()? {
-        Some(Message::Options(options)) => options,
-        _ => return Err(WorkerError::Rules("no options")),
-    };
     match role {
         Role::Send { paths } => {
+            let (options, input, output) = begin()?;
             let paths = paths.into_iter().map(OsString::into_vec).enumerate();
             let sources = paths.flat_map(|(index, path)| {
                 let index = index as u64;
@@ -71,9 +65,24 @@ fn work(role: Role) -> Result<(), WorkerError> {
             sender::send(sources.collect(), options, input, output)
         }
         Role::Receive { path } => {
+            let (options, input, output) = begin()?;
             let path = sender::expand_home(&path.into_vec());
             receiver::receive(Destination::Path(path), options, input, output)
         }
+        Role::Free => Ok(()),
+    }
+}
+
+/// The line to the client, and its first message.
+fn begin() -> Result<(Options, Input, Output), WorkerError> {
+    raise_descriptors();
+    let (stdin, stdout) = (dup(rustix::stdio::stdin())?, dup(rustix::stdio::stdout())?);
+    let line = Line::new(stdin).map_err(WorkerError::Line)?;
+    let mut input = Input::new(Box::new(line), None);
+    let output = Output::new(Box::new(stdout), None);
+    match input.next()? {
+        Some(Message::Options(options)) => Ok((options, input, output)),
+        _ => Err(WorkerError::Rules("no options")),
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use super::super::bytes;
 use super::super::tree;
 use super::super::{Failure, LARGE_BYTES_MIN, WorkerError};
+use super::freeing::Freeing;
 use super::sums::Job;
 use super::temporary::Temporary;
 use super::{Have, Pending, Receiver};
@@ -79,6 +80,11 @@ impl Basis {
         let mut hasher = blake3::Hasher::new();
         let whole = bytes::hash_prefix(file.as_fd(), size, &mut hasher)?;
         Ok(whole && self.left.is_empty() && hasher.finalize().as_bytes() == hash)
+    }
+
+    /// Has those closed elsewhere that are replaced now.
+    pub(super) fn free(&self, freeing: &mut Freeing) {
+        self.files.iter().for_each(|file| freeing.take(file));
     }
 
     pub(super) fn left(&self) -> &[Temporary] {

@@ -382,6 +382,7 @@ impl Receiver {
             let _ = self.tidy(&mut pending);
         }
         if let Some(have) = pending.have.take() {
+            have.basis.free(&mut self.freeing);
             self.compared(&have)?;
         }
         let good = result.is_ok();

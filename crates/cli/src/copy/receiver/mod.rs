@@ -8,6 +8,7 @@ mod attributes;
 mod basis;
 mod content;
 mod entries;
+mod freeing;
 mod links;
 mod place;
 mod remove;
@@ -25,6 +26,7 @@ use self::attributes::Owners;
 use self::basis::Basis;
 use self::content::Writing;
 use self::entries::Level;
+use self::freeing::Freeing;
 use self::links::Links;
 use self::place::Root;
 use self::sums::Summing;
@@ -86,6 +88,7 @@ struct Receiver {
     /// Since the first block that was taken.
     writer: Option<Writer>,
     writing: Option<Writing>,
+    freeing: Freeing,
     links: Links,
     owners: Owners,
     /// Entries that need nothing, not said yet.
@@ -123,6 +126,7 @@ pub(crate) fn receive(
         comparing: (0, 0),
         writer: None,
         writing: None,
+        freeing: Freeing::new(),
         links: Links::default(),
         owners: Owners::default(),
         skipped: None,

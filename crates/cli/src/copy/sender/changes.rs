@@ -20,7 +20,7 @@ use super::answers::FileSums;
 use super::content::{Content, Sent, finish, stamp};
 
 /// Bytes that are read at once: they are hashed twice while they are in the cache.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 128 * 1024;
 /// Room for some reads; more is made where much is searched.
 const WINDOW_BYTES: usize = 4 * READ_BYTES + PAGE_BYTES;
 /// Bytes of blocks that are worth a write, so that the receiver gets to work early.
