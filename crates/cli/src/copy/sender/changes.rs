@@ -35,7 +35,7 @@ pub(super) fn send(
     sums: &mut FileSums<'_>,
 ) -> Sent {
     let mut matcher = Matcher::new(layout, from);
-    let mut window = Window::new(content.file, from, hasher);
+    let mut window = Window::new(content, from, hasher);
     let mut changes = Changes::new(content, from, layout);
     sender.output.flush()?;
     loop {
@@ -74,18 +74,21 @@ struct Window<'a> {
     end: usize,
     /// Where in the file `end` is.
     at: u64,
+    /// Where reading ends.
+    until: u64,
     ended: bool,
 }
 
 impl<'a> Window<'a> {
-    fn new(file: BorrowedFd<'a>, at: u64, hasher: blake3::Hasher) -> Self {
+    fn new(content: &Content<'a>, at: u64, hasher: blake3::Hasher) -> Self {
         Self {
-            file,
+            file: content.file,
             hasher,
             buffer: Buffer::new(WINDOW_BYTES),
             start: in_page(at),
             end: in_page(at),
             at,
+            until: content.end(),
             ended: false,
         }
     }
@@ -111,14 +114,15 @@ impl<'a> Window<'a> {
             (self.start, self.end) = (front, front + held);
         }
         while self.end - self.start < len && !self.ended {
-            let read = READ_BYTES - (self.at % READ_BYTES as u64) as usize;
+            let read = READ_BYTES as u64 - self.at % READ_BYTES as u64;
+            let read = read.min(self.until.saturating_sub(self.at)) as usize;
             let room = self.buffer.get_mut(self.end..self.end + read);
             let room = room.unwrap_or_default();
             let got = read_at(self.file, room, self.at)?;
             self.hasher.update(room.get(..got).unwrap_or_default());
-            self.ended = got < read;
             self.end += got;
             self.at += got as u64;
+            self.ended = got < read || self.at >= self.until;
         }
         Ok(())
     }

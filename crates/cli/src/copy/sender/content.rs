@@ -2,8 +2,10 @@
 //!
 //! A small file is one message. A larger one is read once, hashed and sent as it comes; what the receiver has
 //! of it already is in `changes`. Its stamp from before is compared with the one from after, and a difference is said.
+//! Nothing is read behind the end that it had before: a file that grows for ever is copied all the same.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -25,6 +27,17 @@ pub(super) struct Content<'a> {
     pub(super) file: BorrowedFd<'a>,
     /// From before anything was read.
     pub(super) stamp: Stamp,
+}
+
+impl Content<'_> {
+    /// Where reading ends.
+    pub(super) fn end(&self) -> u64 {
+        match self.stamp.size {
+            // What is not empty all the same is a file of /proc: it has no size, and an end.
+            0 => u64::MAX,
+            size => size,
+        }
+    }
 }
 
 /// Sends what is wanted of a file.
@@ -216,10 +229,12 @@ fn whole(
 ) -> Sent {
     let id = content.id;
     sender.output.send(&Message::Begin { id, from })?;
+    let (file, end) = (content.file, content.end());
     let read = if content.stamp.is_sparse() {
-        sparse(sender, content.file, from, &mut hasher)?
+        sparse(sender, file, from..end, &mut hasher)?
     } else {
-        piece(sender, content.file, from, u64::MAX, Some(&mut hasher))?.map(|_| ())
+        let len = end.saturating_sub(from);
+        piece(sender, file, from, len, Some(&mut hasher))?.map(|_| ())
     };
     match read {
         Ok(()) => finish(sender, content, &hasher),
@@ -269,11 +284,11 @@ fn piece(
 fn sparse(
     sender: &mut Sender,
     file: BorrowedFd<'_>,
-    from: u64,
+    range: Range<u64>,
     hasher: &mut blake3::Hasher,
 ) -> Result<io::Result<()>, WorkerError> {
-    let mut at = from;
-    loop {
+    let mut at = range.start;
+    while at < range.end {
         let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data,
             // Nothing but a hole up to the end.
@@ -284,13 +299,15 @@ fn sparse(
             // A file system that cannot tell.
             Err(_) => at,
         };
+        let data = data.min(range.end);
         if data > at {
             bytes::zeros(hasher, data - at);
             sender.output.send(&Message::Hole(data - at))?;
             at = data;
         }
         let hole = rustix::fs::seek(file, SeekFrom::Hole(at));
-        let len = hole.map_or(u64::MAX, |hole| hole.saturating_sub(at));
+        let end = hole.map_or(range.end, |hole| hole.min(range.end));
+        let len = end.saturating_sub(at);
         if len == 0 {
             return Ok(Ok(()));
         }
@@ -300,6 +317,7 @@ fn sparse(
             Err(error) => return Ok(Err(error)),
         }
     }
+    Ok(Ok(()))
 }
 
 /// Sends what a descriptor gives until its end.

@@ -163,3 +163,6 @@ impl Sender {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
