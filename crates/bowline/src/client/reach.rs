@@ -5,6 +5,7 @@
 //! attempt every few moments instead, and the first that gets through is taken. The host may
 //! come back at another address, so its name is looked up again meanwhile.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,12 +42,28 @@ struct Found {
     /// What the name stood for when it was looked up last.
     named: Vec<SocketAddr>,
     looked_up: Option<Instant>,
+    /// That lookup, while it is under way: it may take longer than an attempt.
+    lookup: JoinSet<io::Result<Vec<SocketAddr>>>,
+    /// Attempts made since that connection.
+    attempts: usize,
 }
 
 impl Whereabouts {
     /// A connection stands at this address.
     pub fn stands(&self, address: SocketAddr) {
-        self.found().stood = Some(address);
+        let mut found = self.found();
+        found.stood = Some(address);
+        found.attempts = 0;
+    }
+
+    /// Where the next attempt goes: each address has its turn, and the one that worked the first. One
+    /// that takes connections and nothing more keeps nobody from the others.
+    fn next(&self) -> Option<SocketAddr> {
+        let addresses = self.addresses();
+        let mut found = self.found();
+        let next = found.attempts.checked_rem(addresses.len())?;
+        found.attempts = found.attempts.wrapping_add(1);
+        addresses.get(next).copied()
     }
 
     /// All of them, the one that worked first.
@@ -57,27 +74,32 @@ impl Whereabouts {
         found.stood.into_iter().chain(others).collect()
     }
 
-    /// Whether it is time to look the name up, which is done then.
-    fn asks(&self) -> bool {
+    /// Looks the name up, if it is time to.
+    fn ask(&self, host: &str, port: u16) {
         let mut found = self.found();
-        let asks = found
-            .looked_up
-            .is_none_or(|at| at.elapsed() >= LOOKUP_EVERY);
-        if asks {
+        let last = found.looked_up;
+        if found.lookup.is_empty() && last.is_none_or(|at| at.elapsed() >= LOOKUP_EVERY) {
             found.looked_up = Some(Instant::now());
+            found.lookup.spawn(look_up(host.to_owned(), port));
         }
-        asks
+    }
+
+    fn is_asking(&self) -> bool {
+        !self.found().lookup.is_empty()
+    }
+
+    /// What the name stands for, as soon as that is known.
+    async fn answer(&self) -> io::Result<()> {
+        let answer = poll_fn(|cx| self.found().lookup.poll_join_next(cx)).await;
+        if let Some(answer) = answer {
+            self.found().named = answer.map_err(io::Error::other)??;
+        }
+        Ok(())
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// One thing that came of the work.
-enum News {
-    Addresses(io::Result<Vec<SocketAddr>>),
-    Connected(SocketAddr, io::Result<TcpStream>),
 }
 
 /// # Errors
@@ -93,62 +115,50 @@ pub(super) async fn reach(host: &str, port: u16, hurry: Option<&Hurry>) -> io::R
 /// lookup under way tells of: an address that refuses at once may be somebody else's by now.
 async fn reach_in_a_hurry(host: &str, port: u16, hurry: &Hurry) -> io::Result<TcpStream> {
     let whereabouts = &hurry.whereabouts;
-    let mut work = JoinSet::new();
-    let mut asking = false;
+    let mut attempts = JoinSet::new();
     let mut failed = Vec::new();
-    let mut turn = 0;
     let mut ticks = interval(hurry.every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        if !asking && whereabouts.asks() {
-            asking = true;
-            work.spawn(look_up(host.to_owned(), port));
-        }
+        whereabouts.ask(host, port);
         let addresses = whereabouts.addresses();
-        let news = tokio::select! {
-            news = work.join_next(), if !work.is_empty() => news,
+        let error = tokio::select! {
+            attempted = attempts.join_next(), if !attempts.is_empty() => match attempted {
+                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Err(error)))) => {
+                    failed.push(address);
+                    error
+                }
+                Some(Err(_)) | None => return Err(io::ErrorKind::NotConnected.into()),
+            },
+            answer = whereabouts.answer(), if whereabouts.is_asking() => match answer {
+                Ok(()) => continue,
+                Err(error) => error,
+            },
             _ = ticks.tick(), if !addresses.is_empty() => {
-                if let Some(&address) = addresses.get(turn % addresses.len()) {
-                    turn += 1;
-                    work.spawn(attempt(address));
+                if let Some(address) = whereabouts.next() {
+                    attempts.spawn(attempt(address));
                 }
                 continue;
             }
         };
-        let error = match news {
-            Some(Ok(News::Connected(_, Ok(stream)))) => return Ok(stream),
-            Some(Ok(News::Connected(address, Err(error)))) => {
-                failed.push(address);
-                error
-            }
-            Some(Ok(News::Addresses(Ok(found)))) => {
-                asking = false;
-                whereabouts.found().named = found;
-                continue;
-            }
-            Some(Ok(News::Addresses(Err(error)))) => {
-                asking = false;
-                error
-            }
-            Some(Err(_)) | None => return Err(io::ErrorKind::NotConnected.into()),
-        };
-        if !asking && addresses.iter().all(|address| failed.contains(address)) {
+        let all = addresses.iter().all(|address| failed.contains(address));
+        if all && !whereabouts.is_asking() {
             return Err(error);
         }
     }
 }
 
-async fn look_up(host: String, port: u16) -> News {
-    let found = lookup_host((host, port)).await.map(Vec::from_iter);
-    News::Addresses(match found {
+async fn look_up(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    match lookup_host((host, port)).await.map(Vec::from_iter) {
         Ok(none) if none.is_empty() => Err(io::ErrorKind::NotFound.into()),
         found => found,
-    })
+    }
 }
 
-async fn attempt(address: SocketAddr) -> News {
+async fn attempt(address: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
     let connected = timeout(ATTEMPT_TIME, TcpStream::connect(address)).await;
-    News::Connected(address, connected.unwrap_or_else(|late| Err(late.into())))
+    (address, connected.unwrap_or_else(|late| Err(late.into())))
 }
 
 #[cfg(test)]
@@ -214,6 +224,25 @@ mod tests {
         let _silent = silent(&old).await;
         let hurry = hurry(Some(old.parse().unwrap()));
         reach("127.0.0.1", port, Some(&hurry)).await.unwrap();
+    }
+
+    /// Whoever is there takes connections, and is not who is looked for. To connect is faster than to
+    /// look up, but for no longer than a lookup takes.
+    #[tokio::test]
+    async fn a_host_that_has_moved_is_found_where_its_old_address_is_somebody_elses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let new = listener.local_addr().unwrap();
+        let old = SocketAddr::from(([127, 0, 0, 2], new.port()));
+        let _somebody_else = TcpListener::bind(old).await.unwrap();
+        let hurry = hurry(Some(old));
+        let reach = async || {
+            let found = reach("localhost", new.port(), Some(&hurry)).await;
+            found.unwrap().peer_addr().unwrap()
+        };
+        while reach().await == old {}
+        // A host that is there again is looked for where it was.
+        hurry.whereabouts.stands(new);
+        assert_eq!(reach().await, new);
     }
 
     #[tokio::test]
