@@ -252,7 +252,7 @@ fn a_signal_is_for_the_group_in_front_and_with_tree_for_all_of_it() {
     let target = server.target();
     // Of the job's children one has left its session, and one hears nothing.
     let text =
-        "setsid sleep 1000 & echo $!; trap '' INT; sleep 1000 & echo $!; trap 'echo heard' USR1;
+        "setsid sleep 1000 & echo $!; trap '' INT; sleep 1000 & trap 'echo heard' USR1; echo $!;
         while :; do wait; done";
     let mut job = begin(&server, "a", text);
     let mut pids = String::new();

@@ -271,10 +271,16 @@ impl Raw {
     /// Reads what there is. 0 is the end, in order or not.
     fn fill(&mut self) -> usize {
         let mut buffer = [0; 64 * 1024];
-        let read = match &mut self.line {
-            Line::Tls(tls, stream) => read_tls(tls, stream, &mut buffer),
-            Line::Tcp(stream) => stream.read(&mut buffer),
-            Line::Unix(stream) => stream.read(&mut buffer),
+        let read = loop {
+            let read = match &mut self.line {
+                Line::Tls(tls, stream) => read_tls(tls, stream, &mut buffer),
+                Line::Tcp(stream) => stream.read(&mut buffer),
+                Line::Unix(stream) => stream.read(&mut buffer),
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
         };
         let len = match read {
             Ok(len) => len,
@@ -284,7 +290,11 @@ impl Raw {
                     self.about
                 )
             }
-            Err(_) => 0,
+            Err(error) => {
+                // For a test that did not expect it.
+                eprintln!("{}: {error}", self.about);
+                0
+            }
         };
         self.input.extend_from_slice(&buffer[..len]);
         len
