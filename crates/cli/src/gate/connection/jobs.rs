@@ -241,10 +241,18 @@ impl Connection {
         };
         let mut progress = false;
         let mut over = Vec::new();
-        for (&number, attachment) in &mut self.jobs {
-            let (moved, done) = attachment.pump(cx, session, Channel(number));
-            progress |= moved;
-            over.extend(done.map(|done| (Channel(number), done)));
+        // A frame of each at a time, as long as there is more of the same: one write takes all of it.
+        loop {
+            let before = session.outbox().bulk().len();
+            for (&number, attachment) in &mut self.jobs {
+                let (moved, done) = attachment.pump(cx, session, Channel(number));
+                progress |= moved;
+                over.extend(done.map(|done| (Channel(number), done)));
+            }
+            let outbox = session.outbox();
+            if !over.is_empty() || outbox.bulk_is_full() || outbox.bulk().len() <= before {
+                break;
+            }
         }
         for (channel, done) in over {
             self.finish(channel, &done);

@@ -230,7 +230,7 @@ impl Attachment {
             let max = usize::try_from(there).unwrap_or(usize::MAX);
             let len = space.len().min(max);
             let space = space.get_mut(..len).unwrap_or_default();
-            let len = self.job.read(stream, sent, space)?;
+            let len = self.job.read((stream, output), sent, space)?;
             // What was dropped meanwhile is a hole.
             dropped = self.job.is_dropped(stream, sent);
             if dropped {

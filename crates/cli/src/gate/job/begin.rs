@@ -46,8 +46,9 @@ impl Job {
             state.stdin.taken = input::Input::open(memfd)?.position();
         }
         for (memfd, output) in memfds.output.iter().zip(&mut state.output) {
-            let end = Ring::open(memfd.as_fd())?.end();
-            (output.end, output.reserved) = (end, end);
+            let ring = Ring::open(memfd.as_fd())?;
+            output.layout = ring.layout();
+            (output.end, output.reserved) = (ring.end(), ring.end());
             // Whoever comes back says what it has; until then all of the ring is kept.
             output.floor = output.oldest();
         }

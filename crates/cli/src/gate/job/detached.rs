@@ -220,6 +220,7 @@ impl Owner {
             drop_before: disk.from,
             at: disk.end,
             end: output.end.min(disk.end.saturating_add(SPILL_BYTES_MAX)),
+            layout: output.layout,
             kept_max: None,
         };
         match self.policy() {

@@ -8,7 +8,7 @@
 //! Of a detached job only the file is read, so the ring may be written over as soon as the file
 //! has what it holds.
 
-use super::ring::RING_BYTES;
+use super::ring::Layout;
 
 /// How far a stream has come.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,6 +23,8 @@ pub(super) struct Output {
     pub(super) closed: bool,
     /// The owner waits for room.
     pub(super) starved: bool,
+    /// Where it is in its memfd.
+    pub(super) layout: Layout,
     /// Of a detached job.
     pub(super) disk: Option<OnDisk>,
 }
@@ -48,7 +50,7 @@ impl Output {
         match self.disk {
             Some(disk) => disk.from,
             // Nothing is being written over it.
-            None => self.reserved.saturating_sub(RING_BYTES),
+            None => self.layout.oldest(self.reserved),
         }
     }
 
@@ -65,7 +67,7 @@ impl Output {
     /// How much the ring may take; of a detached job so much that no more than `kept_max` bytes
     /// of the stream are kept.
     pub(super) fn room(&self, kept_max: u64) -> u64 {
-        let ring = self.floor.saturating_add(RING_BYTES);
+        let ring = self.layout.end_max(self.floor);
         let kept = match self.disk {
             Some(disk) => disk.from.saturating_add(kept_max),
             None => u64::MAX,

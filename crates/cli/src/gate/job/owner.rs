@@ -380,6 +380,9 @@ impl Owner {
         };
         let (room, full) = {
             let output = &mut self.job.state().output[index];
+            if let Some(layout) = pipe.acknowledged(memfd, output.floor) {
+                output.layout = layout;
+            }
             let room = output.room(kept_max);
             output.starved = room == 0;
             output.reserved = output.end.saturating_add(room);
@@ -391,7 +394,13 @@ impl Owner {
                 Pumped::Some => self.overflow(cx, index),
                 nothing => nothing,
             },
-            0 => Pumped::Nothing,
+            0 => match pipe.starve(cx, memfd) {
+                Some(layout) => {
+                    self.job.state().output[index].layout = layout;
+                    Pumped::Some
+                }
+                None => Pumped::Nothing,
+            },
             room => {
                 let pumped = pipe.pump(cx, memfd, room);
                 self.fits(index);

@@ -2,19 +2,26 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bowline_proto::limits::PAYLOAD_BYTES_MAX;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, Sleep};
 
 use super::input::Input;
-use super::ring::Ring;
+use super::ring::{Layout, Ring};
 
 /// Full reads in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
-/// What a pipe is grown to, in bytes; Linux's default limit for users (pipe(7)).
-const PIPE_BYTES: usize = 1024 * 1024;
+/// What a pipe is grown to, in bytes: fewer wake-ups, and still within the processor's cache.
+const PIPE_BYTES: usize = 256 * 1024;
+/// Acknowledgements that take so long are on a long way: 1 MiB in 2 ms are 500 MB/s.
+const LAG_LONG: Duration = Duration::from_millis(2);
+/// A ring is too small for the way where they took so long together, in a row; or where it was full for so long.
+const LAG_SUM: Duration = Duration::from_millis(25);
 
 /// What came of a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +39,9 @@ pub(super) enum Pumped {
 pub(super) struct OutputPipe {
     pipe: AsyncFd<OwnedFd>,
     ring: Ring,
+    lag: Lag,
+    /// Until when the small ring may be full.
+    full: Option<Pin<Box<Sleep>>>,
     full_reads: u32,
     /// Once the time for the pipe's end has passed: what was in it then.
     left: Option<u64>,
@@ -44,6 +54,8 @@ impl OutputPipe {
         Ok(Self {
             pipe: watched(pipe, Interest::READABLE)?,
             ring: Ring::open(memfd)?,
+            lag: Lag::default(),
+            full: None,
             full_reads: 0,
             left: None,
         })
@@ -56,6 +68,33 @@ impl OutputPipe {
     /// The offset behind the last byte that is in the ring.
     pub(super) fn end(&self) -> u64 {
         self.ring.end()
+    }
+
+    /// The ring has no room. Makes it a larger one where it has had none for long, whoever is slow: a program is to be held up late.
+    /// Gives where the stream is then.
+    pub(super) fn starve(&mut self, cx: &mut Context<'_>, memfd: BorrowedFd<'_>) -> Option<Layout> {
+        self.lag.starved = true;
+        if self.ring.layout() != Layout::Small {
+            return None;
+        }
+        let full = || Box::pin(tokio::time::sleep(LAG_SUM));
+        let full = self.full.get_or_insert_with(full).as_mut().poll(cx);
+        full.is_ready().then(|| self.grow_ring(memfd))
+    }
+
+    /// What is before `floor` nobody wants any more. Makes the ring a larger one where it is too small for the way
+    /// to those who read; gives where the stream is then.
+    pub(super) fn acknowledged(&mut self, memfd: BorrowedFd<'_>, floor: u64) -> Option<Layout> {
+        let short = self.lag.end(floor, Instant::now) && self.ring.layout() == Layout::Small;
+        short.then(|| self.grow_ring(memfd))
+    }
+
+    fn grow_ring(&mut self, memfd: BorrowedFd<'_>) -> Layout {
+        self.full = None;
+        if let Err(error) = self.ring.grow(memfd) {
+            tracing::debug!(%error, "a stream stays in its small ring");
+        }
+        self.ring.layout()
     }
 
     /// Nothing is taken beyond what the pipe holds now.
@@ -72,6 +111,7 @@ impl OutputPipe {
         memfd: BorrowedFd<'_>,
         room: u64,
     ) -> Pumped {
+        self.full = None;
         let Self {
             pipe, ring, left, ..
         } = self;
@@ -100,6 +140,7 @@ impl OutputPipe {
                 if let Some(left) = left {
                     *left = left.saturating_sub(len);
                 }
+                self.lag.begin(self.ring.end(), Instant::now);
                 self.grow(len);
                 Pumped::Some
             }
@@ -140,6 +181,38 @@ impl OutputPipe {
                 grow(self.pipe.get_ref().as_fd());
             }
         }
+    }
+}
+
+/// How long it takes until what came is acknowledged, by a sample at a time.
+#[derive(Debug, Default)]
+struct Lag {
+    /// An offset, and when the bytes before it came.
+    sample: Option<(u64, Instant)>,
+    /// Of the samples since the last short one.
+    sum: Duration,
+    /// The ring had no room meanwhile.
+    starved: bool,
+}
+
+impl Lag {
+    /// Bytes came before `end`.
+    fn begin(&mut self, end: u64, now: impl FnOnce() -> Instant) {
+        self.sample.get_or_insert_with(|| (end, now()));
+    }
+
+    /// What is before `floor` is acknowledged. Says whether the ring is too small for the way to the readers.
+    fn end(&mut self, floor: u64, now: impl FnOnce() -> Instant) -> bool {
+        let Some((_, since)) = self.sample.take_if(|(end, _)| *end <= floor) else {
+            return false;
+        };
+        let lag = now() - since;
+        if lag < LAG_LONG {
+            *self = Self::default();
+            return false;
+        }
+        self.sum += lag;
+        self.starved && self.sum >= LAG_SUM
     }
 }
 
@@ -209,4 +282,36 @@ pub(super) fn watched(pipe: OwnedFd, interest: Interest) -> io::Result<AsyncFd<O
 fn grow(pipe: BorrowedFd<'_>) {
     // Over the user's limit it stays as it is.
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples that took so many ms each; whether the last of them asked for a larger ring.
+    fn asks(lags: &[u64], starved: bool) -> bool {
+        let mut lag = Lag::default();
+        let mut asked = false;
+        let mut now = Instant::now();
+        for (&ms, end) in lags.iter().zip(1..) {
+            lag.begin(end, || now);
+            // What comes later does not begin a sample of its own.
+            lag.begin(end + 1, || unreachable!());
+            lag.starved |= starved;
+            assert!(!lag.end(end - 1, || unreachable!()), "not acknowledged yet");
+            now += Duration::from_millis(ms);
+            asked = lag.end(end, || now);
+        }
+        asked
+    }
+
+    #[test]
+    fn a_long_way_that_fills_the_ring_asks_for_a_larger_one() {
+        assert!(asks(&[5; 5], true));
+        assert!(asks(&[200], true));
+        assert!(asks(&[1, 1, 1, 24, 1, 5, 5, 5, 5, 5], true));
+        assert!(!asks(&[5; 4], true), "not yet");
+        assert!(!asks(&[200; 5], false), "it never was full");
+        assert!(!asks(&[24, 1, 24], true), "a reader that was slow once");
+    }
 }

@@ -37,85 +37,202 @@ fn feed(ring: &mut Ring, memfd: &OwnedFd, pipe: &(OwnedFd, OwnedFd), len: usize)
     ring.end()
 }
 
-fn check(memfd: &OwnedFd, from: u64, end: u64) {
+fn check(memfd: &OwnedFd, layout: Layout, from: u64, end: u64) {
     let mut at = from;
     let mut space = vec![0; 60_000];
     while at < end {
         let want = space.len().min((end - at) as usize);
-        let len = read(memfd.as_fd(), at, &mut space[..want]).unwrap();
+        let len = read(memfd.as_fd(), layout, at, &mut space[..want]).unwrap();
         assert!(len > 0);
         assert!(space[..len] == coded(at, len), "at {at}");
         at += len as u64;
     }
 }
 
+/// Fills the ring to the end of its lap.
+fn fill_up(ring: &mut Ring, memfd: &OwnedFd, pipe: &(OwnedFd, OwnedFd)) {
+    let (_, len, _) = ring.layout.ring();
+    while ring.position < len {
+        let left = len - ring.position;
+        feed(ring, memfd, pipe, left.min(1 << 20) as usize);
+    }
+}
+
+/// A ring that has grown after so many bytes.
+fn grown(after: usize, memfd: &OwnedFd, pipe: &(OwnedFd, OwnedFd)) -> Ring {
+    let mut ring = Ring::open(memfd.as_fd()).unwrap();
+    feed(&mut ring, memfd, pipe, after);
+    ring.grow(memfd.as_fd()).unwrap();
+    ring
+}
+
+/// A stream of a gate that knew one ring alone, with so many bytes before `end`.
+fn single(memfd: &OwnedFd, end: u64) {
+    let mut at = end.saturating_sub(RING_BYTES);
+    while at < end {
+        let len = (end - at).min(RING_BYTES - at % RING_BYTES).min(1 << 16);
+        let bytes = coded(at, len as usize);
+        rustix::io::pwrite(memfd, &bytes, at % RING_BYTES).unwrap();
+        at += len;
+    }
+    let lap = end / RING_BYTES;
+    if lap > 0 {
+        write_word(memfd.as_fd(), RING_BYTES + 8, lap).unwrap();
+        write_word(memfd.as_fd(), RING_BYTES, lap).unwrap();
+    }
+    rustix::fs::seek(memfd, SeekFrom::Start(end % RING_BYTES)).unwrap();
+}
+
 #[test]
 fn three_laps_are_read_back_and_each_successor_knows_where_it_is() {
-    let (memfd, pipe) = (memfd(), pipe());
-    let mut ring = Ring::open(memfd.as_fd()).unwrap();
-    let mut end = 0;
-    while end < 3 * RING_BYTES + 5 {
-        let before = end;
-        end = feed(&mut ring, &memfd, &pipe, 300_007);
-        check(&memfd, before, end);
-        ring = Ring::open(memfd.as_fd()).unwrap();
-        assert_eq!(ring.end(), end);
+    for (grown_at, kept) in [
+        (None, SMALL_BYTES),
+        (Some(5), RING_BYTES),
+        (Some(3_000_000), RING_BYTES),
+    ] {
+        let (memfd, pipe) = (memfd(), pipe());
+        let mut ring = match grown_at {
+            None => Ring::open(memfd.as_fd()).unwrap(),
+            Some(after) => grown(after, &memfd, &pipe),
+        };
+        let layout = ring.layout();
+        assert_eq!(layout == Layout::Small, grown_at.is_none());
+        let mut end = ring.end();
+        while end < 3 * RING_BYTES + 5 {
+            let before = end;
+            end = feed(&mut ring, &memfd, &pipe, 300_007);
+            check(&memfd, layout, before, end);
+            ring = Ring::open(memfd.as_fd()).unwrap();
+            assert_eq!((ring.end(), ring.layout()), (end, layout));
+        }
+        // What is one lap behind is still there.
+        assert_eq!(layout.oldest(end), end - kept);
+        assert_eq!(layout.end_max(end), end + kept);
+        check(&memfd, layout, end - kept, end);
+        assert!(ring.fill(memfd.as_fd(), pipe.0.as_fd(), 1).is_err());
+        drop(pipe.1);
+        let nothing = ring.fill(memfd.as_fd(), pipe.0.as_fd(), 1).unwrap();
+        assert_eq!(nothing, 0, "the pipe's end");
     }
-    // What is one lap behind is still there.
-    check(&memfd, end - RING_BYTES, end);
-    assert!(ring.fill(memfd.as_fd(), pipe.0.as_fd(), 1).is_err());
-    drop(pipe.1);
-    let nothing = ring.fill(memfd.as_fd(), pipe.0.as_fd(), 1).unwrap();
-    assert_eq!(nothing, 0, "the pipe's end");
 }
 
 #[test]
 fn a_death_at_any_step_of_a_wrap_is_finished_by_the_next() {
-    for steps in 0..=3 {
+    for (steps, large) in (0..=3).flat_map(|steps| [(steps, false), (steps, true)]) {
         let (memfd, pipe) = (memfd(), pipe());
         let fd = memfd.as_fd();
-        let mut ring = Ring::open(fd).unwrap();
+        let mut ring = match large {
+            true => grown(77, &memfd, &pipe),
+            false => Ring::open(fd).unwrap(),
+        };
+        let (from, len, words_at) = ring.layout().ring();
+        let begin = ring.end();
         for lap in 0..2 {
-            while ring.position < RING_BYTES {
-                let left = RING_BYTES - ring.position;
-                feed(&mut ring, &memfd, &pipe, left.min(1 << 20) as usize);
-            }
+            fill_up(&mut ring, &memfd, &pipe);
             if steps > 0 {
-                write_word(fd, 1, lap + 1).unwrap();
+                write_word(fd, words_at + 8, lap + 1).unwrap();
             }
             if steps > 1 {
-                rustix::fs::seek(fd, SeekFrom::Start(0)).unwrap();
+                rustix::fs::seek(fd, SeekFrom::Start(from)).unwrap();
             }
             if steps > 2 {
-                write_word(fd, 0, lap + 1).unwrap();
+                write_word(fd, words_at, lap + 1).unwrap();
             }
             // Here it is killed.
             ring = Ring::open(fd).unwrap();
-            assert_eq!(ring.end(), (lap + 1) * RING_BYTES, "{steps} steps");
-            check(&memfd, lap * RING_BYTES, ring.end());
+            assert_eq!(ring.end(), begin + (lap + 1) * len, "{steps} steps");
+            check(&memfd, ring.layout(), begin + lap * len, ring.end());
             feed(&mut ring, &memfd, &pipe, 5);
-            check(&memfd, ring.end() - RING_BYTES, ring.end());
+            check(&memfd, ring.layout(), ring.end() - len, ring.end());
         }
     }
 }
 
 #[test]
+fn a_death_at_any_step_of_growing_is_finished_by_the_next() {
+    let after = [1, 70_000, SMALL_BYTES, SMALL_BYTES + 1, 3 * SMALL_BYTES];
+    for (steps, after) in (0..=2).flat_map(|steps| after.map(|after| (steps, after))) {
+        let (memfd, pipe) = (memfd(), pipe());
+        let fd = memfd.as_fd();
+        let mut ring = Ring::open(fd).unwrap();
+        while ring.end() < after {
+            let left = after - ring.end();
+            feed(&mut ring, &memfd, &pipe, left.min(1 << 20) as usize);
+        }
+        if steps > 0 {
+            write_word(fd, GROWN_AT, after).unwrap();
+        }
+        if steps > 1 {
+            rustix::fs::seek(fd, SeekFrom::Start(SMALL_BYTES)).unwrap();
+        }
+        // Here it is killed.
+        ring = Ring::open(fd).unwrap();
+        assert_eq!(ring.end(), after, "{steps} steps");
+        ring.grow(fd).unwrap();
+        let layout = ring.layout();
+        assert_eq!(layout, Layout::Grown(after));
+        // Whoever reads by what was true before finds the same.
+        let oldest = after.saturating_sub(SMALL_BYTES);
+        check(&memfd, Layout::Small, oldest, after);
+        assert_eq!(layout.end_max(oldest), after + RING_BYTES);
+        while ring.end() < after + RING_BYTES {
+            let left = after + RING_BYTES - ring.end();
+            feed(&mut ring, &memfd, &pipe, left.min(1 << 20) as usize);
+        }
+        assert_eq!(layout.oldest(ring.end()), oldest);
+        check(&memfd, layout, oldest, ring.end());
+        feed(&mut ring, &memfd, &pipe, 1);
+        assert_eq!(layout.oldest(ring.end()), after + 1);
+        check(&memfd, layout, after + 1, ring.end());
+    }
+}
+
+#[test]
+fn a_stream_of_an_older_gate_goes_on_as_it_is() {
+    for (end, expected) in [
+        (0, Layout::Small),
+        (SMALL_BYTES, Layout::Small),
+        (SMALL_BYTES + 1, Layout::Single),
+        (RING_BYTES - 1, Layout::Single),
+        (3 * RING_BYTES + 7, Layout::Single),
+    ] {
+        let (memfd, pipe) = (memfd(), pipe());
+        single(&memfd, end);
+        let mut ring = Ring::open(memfd.as_fd()).unwrap();
+        assert_eq!((ring.end(), ring.layout()), (end, expected));
+        let oldest = expected.oldest(end);
+        check(&memfd, expected, oldest, end);
+        for _ in 0..12 {
+            feed(&mut ring, &memfd, &pipe, 1 << 20);
+            ring = Ring::open(memfd.as_fd()).unwrap();
+            assert_eq!(ring.layout(), expected);
+            check(&memfd, expected, expected.oldest(ring.end()), ring.end());
+        }
+        ring.grow(memfd.as_fd()).unwrap();
+        assert_eq!(ring.layout() == Layout::Single, expected == Layout::Single);
+    }
+}
+
+#[test]
 fn what_is_no_ring_is_refused() {
-    for (position, lap, intent) in [
-        (RING_BYTES + 1, 0, 0),
-        (1, 0, 1),
-        (RING_BYTES - 1, 4, 5),
-        (0, 4, 6),
-        (0, 4, 3),
-        (0, u64::MAX, 0),
+    for (position, lap, intent, grown) in [
+        (SMALL_BYTES + 1, 0, 0, 0),
+        (1, 0, 1, 0),
+        (SMALL_BYTES - 1, 4, 5, 0),
+        (0, 4, 6, 0),
+        (0, 4, 3, 0),
+        (0, u64::MAX, 0, 0),
+        (5, 1, 1, SMALL_BYTES + 6),
+        (SMALL_BYTES + RING_BYTES + 1, 1, 1, SMALL_BYTES + 6),
     ] {
         let memfd = memfd();
-        write_word(memfd.as_fd(), 0, lap).unwrap();
-        write_word(memfd.as_fd(), 1, intent).unwrap();
+        write_word(memfd.as_fd(), WORDS_AT, lap).unwrap();
+        write_word(memfd.as_fd(), WORDS_AT + 8, intent).unwrap();
+        write_word(memfd.as_fd(), GROWN_AT, grown).unwrap();
         rustix::fs::seek(&memfd, SeekFrom::Start(position)).unwrap();
         assert!(
             Ring::open(memfd.as_fd()).is_err(),
-            "{position} {lap} {intent}"
+            "{position} {lap} {intent} {grown}"
         );
     }
     let memfd = memfd();

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +10,9 @@ use bowline_proto::frame::Stream;
 use bowline_proto::id::JobId;
 use rustix::fs::FallocateFlags;
 
-use super::{Job, OUTPUT, Stage, State, ring};
+use super::output::Output;
+use super::ring::{self, Layout};
+use super::{Job, OUTPUT, Stage, State};
 use crate::clock::unix_ms;
 use crate::gate::spool::{Ended, Spools};
 use crate::ipc::{Spool, SpoolPolicy, Stdin, Terms};
@@ -99,17 +100,22 @@ impl Job {
     }
 
     /// Reads what is at `offset` of a stream: as much as there is space for, or less. The caller
-    /// knows that it is there.
+    /// has seen in its [`Output`] that it is there.
     ///
     /// # Errors
     /// As pread(2).
-    pub(super) fn read(&self, stream: Stream, offset: u64, space: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(
+        &self,
+        (stream, output): (Stream, &Output),
+        offset: u64,
+        space: &mut [u8],
+    ) -> io::Result<usize> {
         if self.is_detached() {
             let file = self.files.get(index_of(stream)).and_then(|file| file.get());
             return file.ok_or(io::ErrorKind::NotFound)?.read_at(space, offset);
         }
         let memfd = self.memfd(stream).ok_or(io::ErrorKind::NotFound)?;
-        ring::read(memfd, offset, space)
+        ring::read(memfd, output.layout, offset, space)
     }
 
     /// Where each stream begins that came at `unix_ms` or later; `None` where that is not known.
@@ -219,6 +225,7 @@ pub(super) struct Spill {
     /// What is copied from the ring.
     pub(super) at: u64,
     pub(super) end: u64,
+    pub(super) layout: Layout,
     /// No more than so much stays; where the disk has no room for that, less.
     pub(super) kept_max: Option<u64>,
 }
@@ -254,7 +261,7 @@ impl Spill {
             let want = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
             let want = want.min(buffer.len());
             let space = buffer.get_mut(..want).unwrap_or_default();
-            let len = ring::read(memfd.as_fd(), self.at, space)?;
+            let len = ring::read(memfd, self.layout, self.at, space)?;
             let piece = space.get(..len).unwrap_or_default();
             if piece.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
