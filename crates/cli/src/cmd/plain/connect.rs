@@ -3,7 +3,7 @@
 //! Lines enter from a person at a prompt or from stdin; replies leave on stdout, and
 //! words about the connection on stderr.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -164,7 +164,7 @@ impl Session<'_> {
     }
 
     fn say(&self, words: &str) {
-        let _ = writeln!(io::stderr(), "bowline: {}: {words}", self.flags.addr);
+        tell!("bowline: {}: {words}", self.flags.addr);
     }
 
     fn failed(&mut self, error: &TalkError) -> ExitCode {
