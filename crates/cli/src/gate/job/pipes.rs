@@ -17,9 +17,9 @@ use super::ring::{Layout, Ring};
 /// Full reads in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
 /// What a pipe is grown to, in bytes: fewer wake-ups, and still within the processor's cache.
-const PIPE_BYTES: usize = 256 * 1024;
-/// Acknowledgements that take so long are on a long way: 1 MiB in 2 ms are 500 MB/s.
-const LAG_LONG: Duration = Duration::from_millis(2);
+const PIPE_BYTES: usize = 128 * 1024;
+/// Acknowledgements that take so long are on a long way: 512 KiB in 1 ms are 500 MB/s.
+const LAG_LONG: Duration = Duration::from_millis(1);
 /// A ring is too small for the way where they took so long together, in a row; or where it was full for so long.
 const LAG_SUM: Duration = Duration::from_millis(25);
 
@@ -309,9 +309,9 @@ mod tests {
     fn a_long_way_that_fills_the_ring_asks_for_a_larger_one() {
         assert!(asks(&[5; 5], true));
         assert!(asks(&[200], true));
-        assert!(asks(&[1, 1, 1, 24, 1, 5, 5, 5, 5, 5], true));
+        assert!(asks(&[0, 0, 0, 24, 0, 5, 5, 5, 5, 5], true));
         assert!(!asks(&[5; 4], true), "not yet");
         assert!(!asks(&[200; 5], false), "it never was full");
-        assert!(!asks(&[24, 1, 24], true), "a reader that was slow once");
+        assert!(!asks(&[24, 0, 24], true), "a reader that was slow once");
     }
 }

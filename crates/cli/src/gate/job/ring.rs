@@ -29,7 +29,7 @@ use rustix::fs::SeekFrom;
 use rustix::pipe::SpliceFlags;
 
 /// How much output is kept of a stream at first.
-pub(in crate::gate) const SMALL_BYTES: u64 = 1024 * 1024;
+pub(in crate::gate) const SMALL_BYTES: u64 = 512 * 1024;
 /// How much once it has grown: what is on its way to those who read it.
 pub(in crate::gate) const RING_BYTES: u64 = 8 * 1024 * 1024;
 /// Where the words stand: lap and intent of the small ring,
