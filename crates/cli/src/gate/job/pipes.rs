@@ -16,8 +16,10 @@ use super::ring::{Layout, Ring};
 
 /// Full reads in a row after which a pipe is made larger.
 const FULL_READS_TO_GROW: u32 = 4;
-/// What a pipe is grown to, in bytes: fewer wake-ups, and still within the processor's cache.
-const PIPE_BYTES: usize = 128 * 1024;
+/// What a pipe of output is grown to, in bytes: fewer wake-ups, and still within the processor's cache.
+const OUTPUT_PIPE_BYTES: usize = 128 * 1024;
+/// And one of input, whose pages lie in its memfd anyway: a smaller one was slower.
+const INPUT_PIPE_BYTES: usize = 256 * 1024;
 /// Acknowledgements that take so long are on a long way: 512 KiB in 1 ms are 500 MB/s.
 const LAG_LONG: Duration = Duration::from_millis(1);
 /// A ring is too small for the way where they took so long together, in a row; or where it was full for so long.
@@ -178,7 +180,7 @@ impl OutputPipe {
         if full {
             self.full_reads = self.full_reads.saturating_add(1);
             if self.full_reads == FULL_READS_TO_GROW {
-                grow(self.pipe.get_ref().as_fd());
+                grow(self.pipe.get_ref().as_fd(), OUTPUT_PIPE_BYTES);
             }
         }
     }
@@ -252,7 +254,7 @@ impl InputPipe {
         }
         if !self.large && u64::try_from(PAYLOAD_BYTES_MAX).is_ok_and(|much| waits >= much) {
             self.large = true;
-            grow(self.pipe.get_ref().as_fd());
+            grow(self.pipe.get_ref().as_fd(), INPUT_PIPE_BYTES);
         }
         let Self { pipe, input, .. } = self;
         match pipe.poll_write_ready(cx) {
@@ -279,9 +281,9 @@ pub(super) fn watched(pipe: OwnedFd, interest: Interest) -> io::Result<AsyncFd<O
     AsyncFd::with_interest(pipe, interest)
 }
 
-fn grow(pipe: BorrowedFd<'_>) {
+fn grow(pipe: BorrowedFd<'_>, bytes: usize) {
     // Over the user's limit it stays as it is.
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
 }
 
 #[cfg(test)]
