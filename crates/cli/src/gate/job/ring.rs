@@ -261,7 +261,10 @@ pub(super) fn read(
 /// longer than [`SMALL_BYTES`], and with them no shorter than where they stand.
 fn layout(memfd: BorrowedFd<'_>) -> io::Result<Layout> {
     let len = u64::try_from(rustix::fs::fstat(memfd)?.st_size).unwrap_or(0);
-    if SMALL_BYTES < len && len <= WORDS_AT {
+    if len <= SMALL_BYTES {
+        return Ok(Layout::Small);
+    }
+    if len <= WORDS_AT {
         return Ok(Layout::Single);
     }
     let [from, _] = words(memfd, GROWN_AT)?;
